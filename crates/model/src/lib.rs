@@ -1,1 +1,39 @@
-//! model
+//! Language models: configurations, tokenizers, blocks in slots, decoder plans, caches and samplers.
+//!
+//! This crate owns everything between a Hugging Face folder and logits. A decoder is a list of blocks; a block has an
+//! attention slot, a feed-forward slot and a residual wiring, and each method that can fill a slot has one file. The
+//! same forward serves training, prefill and decode: what differs travels in [`Ctx`]. It must not know corpora,
+//! optimisers, compression or servers.
+//!
+//! Shape suffixes used in this crate: B batch, T time, N tokens (B·T), D model width, H query heads, Hk key/value heads,
+//! hd head dimension, V vocabulary, E experts, K experts per token, I expert width.
+
+pub mod attention;
+mod block;
+pub mod cache;
+pub mod config;
+mod ctx;
+mod error;
+pub mod ffn;
+mod generate;
+mod model;
+mod param;
+pub mod plan;
+mod residual;
+mod rope;
+mod sampler;
+mod topk;
+pub mod weights;
+
+pub use block::Block;
+pub use cache::{Cache, KvCache};
+pub use config::ModelConfig;
+pub use ctx::{Ctx, Routing, Sink};
+pub use error::{ModelError, Result};
+pub use generate::{GenerateOptions, Generation, generate};
+pub use model::{Batch, Model};
+pub use param::{Linear, Param};
+pub use residual::Wiring;
+pub use rope::RopeTable;
+pub use sampler::{Sampler, SamplerConfig};
+pub use topk::top_k;

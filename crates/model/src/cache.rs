@@ -1,0 +1,191 @@
+//! Keys and values of earlier tokens.
+
+use crate::error::{ModelError, Result};
+use half::f16;
+use ounce_kernels::Data;
+use ounce_tensor::{Tensor, ops::KeyValue};
+
+/// What attention needs of a cache.
+pub trait Cache: Send {
+    /// Adds keys and values `[B,T,Hk,hd]` of layer `layer` at the end.
+    ///
+    /// # Errors
+    /// If shapes differ from those before, or memory is not to be had.
+    fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()>;
+    /// All keys and values of layer `layer`.
+    ///
+    /// # Errors
+    /// If nothing was appended yet.
+    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)>;
+    /// Tokens every layer holds.
+    fn len(&self) -> usize;
+    /// Does it hold no token?
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Forgets all tokens from position `to` on.
+    ///
+    /// # Errors
+    /// If the cache cannot go back that far, or holds fewer tokens.
+    fn truncate(&mut self, to: usize) -> Result<()>;
+    /// A copy that can be gone back to.
+    fn snapshot(&self) -> Box<dyn Cache>;
+    /// Bytes held.
+    fn bytes(&self) -> usize;
+}
+
+/// Element type of a [`KvCache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheType {
+    /// As computed.
+    F32,
+    /// Half the memory; 11 bits of precision.
+    F16,
+}
+
+#[derive(Clone)]
+enum Values {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl Values {
+    fn new(kind: CacheType) -> Self {
+        match kind {
+            CacheType::F32 => Values::F32(Vec::new()),
+            CacheType::F16 => Values::F16(Vec::new()),
+        }
+    }
+    fn data(&self) -> Data<'_> {
+        match self {
+            Values::F32(v) => Data::F32(v),
+            Values::F16(v) => Data::F16(v),
+        }
+    }
+    fn bytes(&self) -> usize {
+        match self {
+            Values::F32(v) => v.capacity() * 4,
+            Values::F16(v) => v.capacity() * 2,
+        }
+    }
+    /// Rearranges `[batch, old, width]` to `[batch, new, width]`.
+    fn grow(&mut self, batch: usize, old: usize, new: usize, width: usize) {
+        fn grown<T: Copy + Default>(from: &[T], batch: usize, old: usize, new: usize, width: usize) -> Vec<T> {
+            let mut to = vec![T::default(); batch * new * width];
+            for b in 0..batch {
+                let row = &from[b * old * width..(b + 1) * old * width];
+                to[b * new * width..][..row.len()].copy_from_slice(row);
+            }
+            to
+        }
+        match self {
+            Values::F32(v) => *v = grown(v, batch, old, new, width),
+            Values::F16(v) => *v = grown(v, batch, old, new, width),
+        }
+    }
+    fn write(&mut self, at: usize, from: &[f32]) {
+        match self {
+            Values::F32(v) => v[at..at + from.len()].copy_from_slice(from),
+            Values::F16(v) => ounce_kernels::to_f16(from, &mut v[at..at + from.len()]),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Layer {
+    keys: Values,
+    values: Values,
+    len: usize,
+    capacity: usize,
+}
+
+/// All tokens of a batch of sequences, per layer `[B, capacity, Hk, hd]`; grows by doubling.
+#[derive(Clone)]
+pub struct KvCache {
+    layers: Vec<Layer>,
+    batch: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    reserve: usize,
+}
+
+impl KvCache {
+    /// An empty cache; `reserve` tokens per sequence are allocated at once.
+    pub fn new(kind: CacheType, layers: usize, batch: usize, kv_heads: usize, head_dim: usize, reserve: usize) -> Self {
+        let layer = Layer { keys: Values::new(kind), values: Values::new(kind), len: 0, capacity: 0 };
+        Self { layers: vec![layer; layers], batch, kv_heads, head_dim, reserve }
+    }
+
+    fn side<'a>(&self, values: &'a Values, capacity: usize) -> KeyValue<'a> {
+        let width = self.kv_heads * self.head_dim;
+        KeyValue::Cache {
+            data: values.data(),
+            batch_stride: capacity * width,
+            token_stride: width,
+            head_stride: self.head_dim,
+            heads: self.kv_heads,
+        }
+    }
+
+    fn layer(&self, layer: usize) -> Result<&Layer> {
+        self.layers.get(layer).ok_or_else(|| ModelError::Cache(format!("layer {layer} of {}", self.layers.len())))
+    }
+}
+
+impl Cache for KvCache {
+    fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (batch, width, reserve) = (self.batch, self.kv_heads * self.head_dim, self.reserve);
+        let [b, t, heads, hd] = keys.shape()[..] else {
+            return Err(ModelError::Cache(format!("keys are [B,T,H,hd], got {:?}", keys.shape())));
+        };
+        let (Some(new_keys), Some(new_values)) = (keys.values::<f32>(), values.values::<f32>()) else {
+            return Err(ModelError::Cache("keys and values must be f32".into()));
+        };
+        if b != batch || heads * hd != width || values.shape() != keys.shape() {
+            return Err(ModelError::Cache(format!("shape {:?} does not fit a batch of {batch}", keys.shape())));
+        }
+        self.layer(layer)?;
+        let l = &mut self.layers[layer];
+        let needed = l.len + t;
+        if needed > l.capacity {
+            let capacity = needed.max(reserve).max(l.capacity * 2);
+            l.keys.grow(batch, l.capacity, capacity, width);
+            l.values.grow(batch, l.capacity, capacity, width);
+            l.capacity = capacity;
+        }
+        for row in 0..batch {
+            let at = (row * l.capacity + l.len) * width;
+            l.keys.write(at, &new_keys[row * t * width..(row + 1) * t * width]);
+            l.values.write(at, &new_values[row * t * width..(row + 1) * t * width]);
+        }
+        l.len = needed;
+        Ok(())
+    }
+
+    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)> {
+        let l = self.layer(layer)?;
+        Ok((self.side(&l.keys, l.capacity), self.side(&l.values, l.capacity)))
+    }
+
+    fn len(&self) -> usize {
+        self.layers.iter().map(|l| l.len).min().unwrap_or(0)
+    }
+
+    fn truncate(&mut self, to: usize) -> Result<()> {
+        if to > self.len() {
+            return Err(ModelError::Cache(format!("cannot truncate {} tokens to {to}", self.len())));
+        }
+        for l in &mut self.layers {
+            l.len = to;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Box<dyn Cache> {
+        Box::new(self.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        self.layers.iter().map(|l| l.keys.bytes() + l.values.bytes()).sum()
+    }
+}

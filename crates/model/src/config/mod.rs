@@ -1,0 +1,206 @@
+//! What a `config.json` says, normalised: one struct for all families, filled by [`families`] from their own keys.
+//!
+//! Every key of the file is either used, known to be harmless, or refused: a key that would silently change the function
+//! is never ignored.
+
+mod families;
+mod keys;
+mod recipe;
+
+use crate::error::{ModelError, Result};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+pub use recipe::ModelShape;
+
+/// A decoder's shape and conventions.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// `model_type` of the layout: `llama`, `mixtral`, … (the base family of merged models).
+    pub model_type: String,
+    /// The configuration as read, for re-export.
+    pub raw: Map<String, Value>,
+    /// V.
+    pub vocab_size: usize,
+    /// D.
+    pub hidden_size: usize,
+    /// One entry per layer.
+    pub layers: Vec<LayerConfig>,
+    /// H.
+    pub heads: usize,
+    /// Hk.
+    pub kv_heads: usize,
+    /// hd.
+    pub head_dim: usize,
+    /// Longest sequence the model was made for.
+    pub max_positions: usize,
+    /// Epsilon of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Rotary positions.
+    pub rope: RopeConfig,
+    /// Is the head the embedding?
+    pub tied: bool,
+    /// Biases on q, k, v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Biases of dense feed-forward layers.
+    pub mlp_bias: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Clamp of q, k, v.
+    pub clip_qkv: Option<f64>,
+    /// Ids that end a generation.
+    pub eos_ids: Vec<u32>,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+}
+
+/// What differs between layers.
+#[derive(Debug, Clone)]
+pub struct LayerConfig {
+    /// Attention sees the last `window` positions only, the token's own included.
+    pub window: Option<usize>,
+    /// What fills the feed-forward slot.
+    pub ffn: FfnConfig,
+}
+
+/// The feed-forward slot.
+#[derive(Debug, Clone)]
+pub enum FfnConfig {
+    /// SwiGLU of this width.
+    Dense {
+        /// I.
+        width: usize,
+    },
+    /// Mixture of experts.
+    Moe(MoeConfig),
+}
+
+impl FfnConfig {
+    /// The mixture, if it is one.
+    pub fn moe(&self) -> Option<&MoeConfig> {
+        if let FfnConfig::Moe(moe) = self { Some(moe) } else { None }
+    }
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone)]
+pub struct MoeConfig {
+    /// Router outputs E.
+    pub experts: usize,
+    /// Experts stored; below E in a merged model.
+    pub stored: usize,
+    /// Stored expert of each router output `[E]`.
+    pub map: Arc<[usize]>,
+    /// K.
+    pub top_k: usize,
+    /// I of one expert.
+    pub width: usize,
+    /// Divide the chosen probabilities by their sum.
+    pub norm_topk: bool,
+    /// I of the gated shared expert.
+    pub shared_width: Option<usize>,
+    /// Coefficient of the balance loss (training only).
+    pub balance: f64,
+    /// Naming of the tensors.
+    pub names: MoeNames,
+}
+
+/// How a family names router and experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoeNames {
+    /// `block_sparse_moe.experts.{e}.w1/w3/w2`.
+    Mixtral,
+    /// `mlp.experts.{e}.gate_proj/up_proj/down_proj`.
+    Qwen,
+}
+
+/// RMSNorm of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Each head by itself (Qwen3).
+    PerHead,
+    /// All heads together (OLMoE).
+    AllHeads,
+}
+
+/// Rotary positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base.
+    pub theta: f64,
+    /// Change of the frequencies.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All by one factor.
+    Linear {
+        /// Divisor of every frequency.
+        factor: f64,
+    },
+    /// Llama 3.1.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_positions / low_freq_factor` are stretched fully.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_positions / high_freq_factor` stay.
+        high_freq_factor: f64,
+        /// Context before stretching.
+        original_positions: f64,
+    },
+    /// YaRN.
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Rotations above which frequencies stay.
+        beta_fast: f64,
+        /// Rotations below which they are stretched fully.
+        beta_slow: f64,
+        /// Context before stretching.
+        original_positions: f64,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+        /// Round the range of the ramp to whole dimensions.
+        truncate: bool,
+    },
+}
+
+impl ModelConfig {
+    /// Reads a parsed `config.json`; `file` names it in errors.
+    ///
+    /// # Errors
+    /// For an unknown family, a missing or unknown key, a value out of range, or a key this program refuses because it
+    /// changes the function in a way it does not implement.
+    pub fn parse(file: &str, json: &Value) -> Result<Self> {
+        families::parse(file, json)
+    }
+
+    /// Is there a mixture of experts in any layer?
+    pub fn is_moe(&self) -> bool {
+        self.layers.iter().any(|l| l.ffn.moe().is_some())
+    }
+
+    /// The mixture configurations, with their layer index.
+    pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeConfig)> {
+        self.layers.iter().enumerate().filter_map(|(i, l)| l.ffn.moe().map(|m| (i, m)))
+    }
+
+    /// Bytes of keys and values per token, over all layers, with elements of `element` bytes.
+    pub fn kv_bytes_per_token(&self, element: usize) -> usize {
+        2 * self.layers.len() * self.kv_heads * self.head_dim * element
+    }
+}
+
+/// A configuration error in one call.
+pub(crate) fn refuse<T>(file: &str, key: &str, rule: impl Into<String>, hint: impl Into<String>) -> Result<T> {
+    Err(ModelError::Config { file: file.into(), key: key.into(), rule: rule.into(), hint: hint.into() })
+}

@@ -1,0 +1,58 @@
+//! What travels through every forward: positions, masks, cache, collective, randomness, and a sink for by-products.
+//!
+//! Training, prefill and decode call the same forward; they differ only in what is here. The tape needs no place: it is
+//! carried by the tensors themselves (see `ounce_tensor`).
+
+use crate::cache::Cache;
+use ounce_tensor::{Collective, Compute, Tensor, ops::RowSpan};
+
+/// Everything a block may need besides its input.
+pub struct Ctx<'a> {
+    /// Token ids `[B·T]`, row by row.
+    pub ids: &'a [u32],
+    /// Rows of the batch.
+    pub batch: usize,
+    /// Tokens per row in this call.
+    pub len: usize,
+    /// Per row: where its queries start and which keys exist.
+    pub spans: Vec<RowSpan>,
+    /// Cosines of the rotary angles `[B·T, hd/2]`.
+    pub cos: Tensor,
+    /// Sines of the rotary angles `[B·T, hd/2]`.
+    pub sin: Tensor,
+    /// Keys and values of earlier tokens; `None` while training and in full forwards.
+    pub cache: Option<&'a mut dyn Cache>,
+    /// Arithmetic of the matrix products.
+    pub compute: Compute,
+    /// Sums partial results over ranks.
+    pub collective: &'a dyn Collective,
+    /// By-products.
+    pub sink: Sink,
+}
+
+/// By-products of a forward: side losses always, the rest when asked for.
+#[derive(Default)]
+pub struct Sink {
+    /// Losses to add to the objective (balance), one scalar per layer that has one, already weighted.
+    pub side_losses: Vec<Tensor>,
+    /// Ask for `routing`.
+    pub want_routing: bool,
+    /// One entry per mixture-of-experts layer, in order.
+    pub routing: Vec<Routing>,
+    /// Ask for `ffn_inputs`.
+    pub want_ffn_inputs: bool,
+    /// `(layer, x [N, D])`: inputs of the feed-forward slots, in order.
+    pub ffn_inputs: Vec<(usize, Tensor)>,
+}
+
+/// What a router decided.
+pub struct Routing {
+    /// Layer index.
+    pub layer: usize,
+    /// Router logits `[N, E]`.
+    pub logits: Tensor,
+    /// Chosen expert ids `[N·K]`, best first.
+    pub experts: Vec<usize>,
+    /// Weights `[N·K]` of the chosen experts.
+    pub weights: Vec<f32>,
+}

@@ -1,0 +1,198 @@
+//! A whole language model: embedding, plan, final norm, head.
+
+use crate::{
+    cache::{Cache, CacheType, KvCache},
+    config::ModelConfig,
+    ctx::{Ctx, Sink},
+    error::{ModelError, Result},
+    param::Param,
+    plan::{self, Plan},
+    rope::RopeTable,
+    weights::{CheckpointWeights, Weights},
+};
+use ounce_formats::Checkpoint;
+use ounce_tensor::{Compute, DType, Solo, Tensor, ops, ops::RowSpan};
+use std::{path::Path, sync::Arc};
+
+/// Token ids `[B, T]`, row by row, and how they are to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Ids `[B·T]`.
+    pub ids: &'a [u32],
+    /// Rows.
+    pub batch: usize,
+    /// Arithmetic of the matrix products.
+    pub compute: Compute,
+}
+
+/// A loaded model.
+pub struct Model {
+    /// Its configuration.
+    pub config: ModelConfig,
+    embedding: Param,
+    plan: Box<dyn Plan>,
+    norm: Param,
+    /// `None`: the embedding is the head.
+    head: Option<Param>,
+    rope: RopeTable,
+}
+
+impl Model {
+    /// A model from any source of weights.
+    ///
+    /// # Errors
+    /// If a weight is missing or has the wrong shape.
+    pub fn new(config: ModelConfig, weights: &mut dyn Weights) -> Result<Self> {
+        let shape = [config.vocab_size, config.hidden_size];
+        let embedding = weights.param("model.embed_tokens.weight", &shape)?;
+        let plan = plan::build(&config, weights)?;
+        let norm = weights.param("model.norm.weight", &[config.hidden_size])?;
+        let head = if config.tied { None } else { Some(weights.param("lm_head.weight", &shape)?) };
+        let rope = RopeTable::new(&config.rope, config.head_dim);
+        Ok(Self { config, embedding, plan, norm, head, rope })
+    }
+
+    /// Opens a Hugging Face folder; weights stay file-backed. With `widen`, 16-bit weights become f32 copies (the
+    /// reference arithmetic of `verify` and `logits`).
+    ///
+    /// # Errors
+    /// For anything wrong with the folder, its configuration or its tensors.
+    pub fn open(dir: &Path, widen: bool) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        Self::from_checkpoint(checkpoint, widen)
+    }
+
+    /// Like [`Model::open`], for a checkpoint already open.
+    ///
+    /// # Errors
+    /// For anything wrong with the configuration or the tensors.
+    pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, widen: bool) -> Result<Self> {
+        let file = checkpoint.path().join("config.json").display().to_string();
+        let config = ModelConfig::parse(&file, checkpoint.config())?;
+        Self::new(config, &mut CheckpointWeights::new(checkpoint, widen))
+    }
+
+    /// Visits every parameter, in checkpoint order.
+    pub fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
+        f(&mut self.embedding);
+        self.plan.visit(f);
+        f(&mut self.norm);
+        if let Some(head) = &mut self.head {
+            f(head);
+        }
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&mut self) -> usize {
+        let mut n = 0;
+        self.visit(&mut |p| n += p.tensor.numel());
+        n
+    }
+
+    /// Dtype of the embedding: what the checkpoint is stored in.
+    pub fn dtype(&self) -> DType {
+        self.embedding.tensor.dtype()
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &dyn Plan {
+        &*self.plan
+    }
+
+    /// The head `[V, D]`.
+    pub fn head(&self) -> &Tensor {
+        &self.head.as_ref().unwrap_or(&self.embedding).tensor
+    }
+
+    /// An empty cache for `batch` sequences, half precision if the weights are.
+    pub fn cache(&self, batch: usize, reserve: usize) -> KvCache {
+        let kind = if self.dtype() == DType::F32 { CacheType::F32 } else { CacheType::F16 };
+        KvCache::new(kind, self.config.layers.len(), batch, self.config.kv_heads, self.config.head_dim, reserve)
+    }
+
+    /// A context for `input` after `past` cached tokens.
+    ///
+    /// # Errors
+    /// If the ids do not fill the batch, or one is outside the vocabulary.
+    pub fn context<'a>(&self, input: Batch<'a>, cache: Option<&'a mut dyn Cache>) -> Result<Ctx<'a>> {
+        static SOLO: Solo = Solo;
+        let Batch { ids, batch, compute } = input;
+        if batch == 0 || ids.is_empty() || ids.len() % batch != 0 {
+            return Err(ModelError::Input {
+                what: "input_ids".into(),
+                rule: format!("{} ids do not fill {batch} rows of at least one token", ids.len()),
+                hint: String::new(),
+            });
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            return Err(ModelError::Input {
+                what: "input_ids".into(),
+                rule: format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size),
+                hint: "were the ids made by the tokenizer of this model?".into(),
+            });
+        }
+        let len = ids.len() / batch;
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        let positions: Vec<usize> = (0..batch).flat_map(|_| past..past + len).collect();
+        let (cos, sin) = self.rope.tables(&positions)?;
+        let spans = vec![RowSpan { q_start: past, kv_begin: 0, kv_len: past + len }; batch];
+        Ok(Ctx { ids, batch, len, spans, cos, sin, cache, compute, collective: &SOLO, sink: Sink::default() })
+    }
+
+    /// Embeddings `[B,T,D]` of the context's ids.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn embed(&self, ctx: &Ctx<'_>) -> Result<Tensor> {
+        let ids: Vec<usize> = ctx.ids.iter().map(|&id| id as usize).collect();
+        Ok(ops::embedding(&self.embedding.tensor, &ids, &[ctx.batch, ctx.len])?)
+    }
+
+    /// Normalised hidden states `[B,T,D]` before the head.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the cache refuses.
+    pub fn hidden(&self, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let x = self.plan.forward(self.embed(ctx)?, ctx)?;
+        self.finish(&x)
+    }
+
+    /// The final norm.
+    ///
+    /// # Errors
+    /// If the last dimension is not D.
+    pub fn finish(&self, x_btd: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x_btd, &self.norm.tensor, self.config.rms_norm_eps)?)
+    }
+
+    /// Logits `[.., V]` of hidden states `[.., D]`.
+    ///
+    /// # Errors
+    /// If the last dimension is not D.
+    pub fn logits(&self, hidden: &Tensor, compute: Compute) -> Result<Tensor> {
+        Ok(ops::linear(hidden, self.head(), compute)?)
+    }
+
+    /// Logits `[B,T,V]` of a whole input, without a cache.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn forward(&self, input: Batch<'_>) -> Result<Tensor> {
+        let mut ctx = self.context(input, None)?;
+        let hidden = self.hidden(&mut ctx)?;
+        self.logits(&hidden, input.compute)
+    }
+
+    /// Logits `[B, V]` after the last token of each row; earlier tokens come from, and new ones go to, the cache.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary or the cache refuses.
+    pub fn next_logits(&self, input: Batch<'_>, cache: &mut dyn Cache) -> Result<Tensor> {
+        let mut ctx = self.context(input, Some(cache))?;
+        let hidden = self.hidden(&mut ctx)?;
+        let (b, t, d) = (ctx.batch, ctx.len, hidden.last_dim());
+        let last: Vec<usize> = (0..b).map(|row| row * t + t - 1).collect();
+        let last = ops::gather_rows(&ops::reshape(&hidden, &[b * t, d])?, &last)?;
+        self.logits(&last, input.compute)
+    }
+}

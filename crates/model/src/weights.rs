@@ -1,0 +1,157 @@
+//! Where weights come from: a checkpoint on disk (file-backed) or a seed.
+
+use crate::{
+    error::{ModelError, Result},
+    param::{Linear, Param},
+};
+use ounce_formats::{Checkpoint, Dtype, Region};
+use ounce_kernels::Philox;
+use ounce_tensor::{DType, Tensor, ops};
+use std::sync::Arc;
+
+/// A source of named weights.
+pub trait Weights {
+    /// The tensor `name`, which must have this shape.
+    ///
+    /// # Errors
+    /// If it is missing, has another shape, or a dtype that is no weight.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
+
+    /// The same as a named parameter.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
+        Ok(Param { name: name.to_owned(), tensor: self.tensor(name, shape)? })
+    }
+
+    /// `prefix.weight [out, inner]` and, if asked for, `prefix.bias [out]`.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn linear(&mut self, prefix: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.param(&format!("{prefix}.weight"), &[out, inner])?,
+            bias: if bias { Some(self.param(&format!("{prefix}.bias"), &[out])?) } else { None },
+        })
+    }
+}
+
+/// Weights of a checkpoint, mapped from its files.
+pub struct CheckpointWeights {
+    checkpoint: Arc<Checkpoint>,
+    /// Widen 16-bit weights to f32 in memory.
+    widen: bool,
+}
+
+impl CheckpointWeights {
+    /// Reads from `checkpoint`; with `widen`, 16-bit weights become f32 copies.
+    pub fn new(checkpoint: Arc<Checkpoint>, widen: bool) -> Self {
+        Self { checkpoint, widen }
+    }
+
+    fn fail<T>(&self, name: &str, rule: String, hint: &str) -> Result<T> {
+        Err(ModelError::Weight {
+            file: self.checkpoint.path().display().to_string(),
+            tensor: name.into(),
+            rule,
+            hint: hint.into(),
+        })
+    }
+
+    /// Newer checkpoints may hold all experts of a layer in two tensors: `experts.gate_up_proj [E, 2I, D]` (gate first)
+    /// and `experts.down_proj [E, D, I]`. `None` if `name` is not such an expert or the fused tensor is absent.
+    fn fused_expert(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some((prefix, rest)) = name.split_once(".experts.") else { return Ok(None) };
+        let Some((index, matrix)) = rest.split_once('.') else { return Ok(None) };
+        let (fused, half) = match matrix {
+            "gate_proj.weight" | "w1.weight" => ("gate_up_proj", Some(0)),
+            "up_proj.weight" | "w3.weight" => ("gate_up_proj", Some(1)),
+            "down_proj.weight" | "w2.weight" => ("down_proj", None),
+            _ => return Ok(None),
+        };
+        let (Ok(index), fused) = (index.parse::<usize>(), format!("{prefix}.experts.{fused}")) else { return Ok(None) };
+        if !self.checkpoint.contains(&fused) {
+            return Ok(None);
+        }
+        let all = self.load(&fused)?;
+        let [experts, rows, cols] = all.shape()[..] else {
+            return self.fail(&fused, format!("fused experts are [E, rows, cols], found {:?}", all.shape()), "");
+        };
+        if index >= experts {
+            return self.fail(&fused, format!("holds {experts} experts, number {index} is needed"), "");
+        }
+        let flat = ops::reshape(&all, &[experts * rows, cols])?;
+        let (from, to) = match half {
+            Some(h) => (index * rows + h * rows / 2, index * rows + (h + 1) * rows / 2),
+            None => (index * rows, (index + 1) * rows),
+        };
+        Ok(Some(ops::narrow_rows(&flat, from, to)?))
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor> {
+        let region = self.checkpoint.region(name)?;
+        let dtype = match region.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return self.fail(name, format!("dtype {other:?} is no weight"), "weights are F32, F16 or BF16");
+            }
+        };
+        let Region { file, range, shape, .. } = region;
+        let tensor = match Tensor::from_mapped(file.clone(), range.clone(), dtype, &shape) {
+            Some(mapped) => mapped,
+            // Unaligned in the file: copied once.
+            None => Tensor::from_le_bytes(&file[range], dtype, &shape)?,
+        };
+        Ok(if self.widen { tensor.cast(DType::F32)? } else { tensor })
+    }
+}
+
+impl Weights for CheckpointWeights {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = if self.checkpoint.contains(name) {
+            self.load(name)?
+        } else if let Some(expert) = self.fused_expert(name)? {
+            expert
+        } else {
+            return self.fail(name, "is missing".into(), "the configuration asks for it; is config.json of another model?");
+        };
+        if tensor.shape() != shape {
+            return self.fail(
+                name,
+                format!("has shape {:?}, the configuration asks for {shape:?}", tensor.shape()),
+                "is config.json of another model?",
+            );
+        }
+        Ok(tensor)
+    }
+}
+
+/// Fresh weights: norms are one, biases zero, matrices normal with the given standard deviation. The values of a tensor
+/// depend on the seed and its name only.
+pub struct FreshWeights {
+    /// Seed.
+    pub seed: u64,
+    /// Standard deviation of matrices.
+    pub std: f64,
+}
+
+impl Weights for FreshWeights {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let n = shape.iter().product();
+        let values = match (shape.len(), name.ends_with(".bias")) {
+            (1, false) => vec![1.0; n],
+            (_, true) => vec![0.0; n],
+            _ => {
+                // FNV-1a of the name: a stream of its own for every tensor.
+                let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+                    (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+                });
+                (0..n).map(|i| (Philox::normal(self.seed, stream, 0, i as u64) * self.std) as f32).collect()
+            }
+        };
+        Ok(Tensor::new(values, shape)?)
+    }
+}

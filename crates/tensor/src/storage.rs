@@ -1,0 +1,180 @@
+//! Where a tensor's values live: vectors in memory, or a range of a mapped file.
+//!
+//! Large f32 buffers are recycled through a small free list: a training step allocates the same sizes again and again,
+//! and fresh pages from the system cost more than many of the operations that fill them.
+
+use half::{bf16, f16};
+use ounce_kernels::{Data, Float, mapped::MappedFile};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
+
+/// Element types a tensor can hold. `F64` exists for gradient checks, `I64` for ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 64-bit float (gradient checks only).
+    F64,
+    /// bfloat16.
+    BF16,
+    /// IEEE half.
+    F16,
+    /// 64-bit integer.
+    I64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::BF16 | DType::F16 => 2,
+            DType::F32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Storage {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    BF16(Vec<bf16>),
+    F16(Vec<f16>),
+    I64(Vec<i64>),
+    /// `range` is aligned for `dtype` and holds whole elements (checked by `Tensor::from_mapped`).
+    Mapped { file: Arc<MappedFile>, range: Range<usize>, dtype: DType },
+}
+
+impl Storage {
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Storage::F32(_) => DType::F32,
+            Storage::F64(_) => DType::F64,
+            Storage::BF16(_) => DType::BF16,
+            Storage::F16(_) => DType::F16,
+            Storage::I64(_) => DType::I64,
+            Storage::Mapped { dtype, .. } => *dtype,
+        }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if let Storage::F32(values) = self {
+            recycle(std::mem::take(values));
+        }
+    }
+}
+
+/// A Rust type that is a tensor's element type.
+pub trait Element: Copy + Send + Sync + bytemuck::Pod + 'static {
+    /// The matching dtype.
+    const DTYPE: DType;
+    #[doc(hidden)]
+    fn borrow(storage: &[u8]) -> &[Self] {
+        bytemuck::cast_slice(storage)
+    }
+    #[doc(hidden)]
+    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    fn vec(storage: &Storage) -> Option<&Vec<Self>>;
+    #[doc(hidden)]
+    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>>;
+    #[doc(hidden)]
+    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    fn store(values: Vec<Self>) -> Storage;
+    /// The slice as kernel operand; `None` for integers.
+    fn data(values: &[Self]) -> Option<Data<'_>>;
+}
+
+macro_rules! element {
+    ($type:ty, $variant:ident, $values:ident => $data:expr) => {
+        impl Element for $type {
+            const DTYPE: DType = DType::$variant;
+            #[expect(private_interfaces, reason = "sealed")]
+            fn vec(storage: &Storage) -> Option<&Vec<Self>> {
+                if let Storage::$variant(v) = storage { Some(v) } else { None }
+            }
+            #[expect(private_interfaces, reason = "sealed")]
+            fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>> {
+                if let Storage::$variant(v) = storage { Some(v) } else { None }
+            }
+            #[expect(private_interfaces, reason = "sealed")]
+            fn store(values: Vec<Self>) -> Storage {
+                Storage::$variant(values)
+            }
+            fn data($values: &[Self]) -> Option<Data<'_>> {
+                $data
+            }
+        }
+    };
+}
+element!(f32, F32, v => Some(Data::F32(v)));
+element!(f64, F64, v => Some(Data::F64(v)));
+element!(bf16, BF16, v => Some(Data::Bf16(v)));
+element!(f16, F16, v => Some(Data::F16(v)));
+element!(i64, I64, _v => None);
+
+/// Element types operations compute in: f32, and f64 for gradient checks.
+pub(crate) trait Real: Element + Float {
+    /// A buffer of `len` elements with arbitrary contents; the caller overwrites all of them.
+    fn buffer(len: usize) -> Vec<Self>;
+}
+impl Real for f32 {
+    fn buffer(len: usize) -> Vec<f32> {
+        take(len)
+    }
+}
+impl Real for f64 {
+    fn buffer(len: usize) -> Vec<f64> {
+        vec![0.0; len]
+    }
+}
+
+/// Buffers below this many elements are left to the allocator.
+const RECYCLE_FROM: usize = 16 * 1024;
+/// At most this many elements wait in the free list (512 MB).
+const RECYCLE_LIMIT: usize = 128 * 1024 * 1024;
+
+#[derive(Default)]
+struct FreeList {
+    by_len: HashMap<usize, Vec<Vec<f32>>>,
+    elements: usize,
+}
+static FREE: Mutex<Option<FreeList>> = Mutex::new(None);
+
+fn take(len: usize) -> Vec<f32> {
+    if len >= RECYCLE_FROM
+        && let Ok(mut guard) = FREE.lock()
+        && let Some(free) = guard.as_mut()
+        && let Some(values) = free.by_len.get_mut(&len).and_then(Vec::pop)
+    {
+        free.elements -= len;
+        return values;
+    }
+    vec![0.0; len]
+}
+
+fn recycle(values: Vec<f32>) {
+    let len = values.len();
+    if len < RECYCLE_FROM {
+        return;
+    }
+    if let Ok(mut guard) = FREE.lock() {
+        let free = guard.get_or_insert_with(FreeList::default);
+        if free.elements + len <= RECYCLE_LIMIT {
+            free.elements += len;
+            free.by_len.entry(len).or_default().push(values);
+        }
+    }
+}
+
+/// Gives every waiting buffer back to the allocator: for phases that need little memory after one that needed much.
+pub(crate) fn release_buffers() {
+    if let Ok(mut guard) = FREE.lock() {
+        *guard = None;
+    }
+}

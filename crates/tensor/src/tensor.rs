@@ -1,0 +1,217 @@
+//! [`Tensor`]: contiguous row-major values, a shape, and (if a gradient is wanted) the node that made it.
+
+use crate::{
+    autograd::Node,
+    error::{Result, TensorError, shape},
+    storage::{DType, Element, Storage, release_buffers},
+};
+use half::{bf16, f16};
+use ounce_kernels::{Data, mapped::MappedFile};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// A contiguous row-major tensor. Cloning shares the values.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) storage: Arc<Storage>,
+    /// First element within the storage: leading-dimension slices share their parent's values.
+    pub(crate) offset: usize,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) node: Option<Arc<Node>>,
+}
+
+impl Tensor {
+    /// A tensor that owns `values`; their number must be the product of `dims`.
+    ///
+    /// # Errors
+    /// If the counts differ.
+    pub fn new<T: Element>(values: Vec<T>, dims: &[usize]) -> Result<Self> {
+        if values.len() != dims.iter().product::<usize>() {
+            return shape("tensor", "number of values = product of dimensions", (values.len(), dims));
+        }
+        Ok(Self::owned(values, dims))
+    }
+
+    pub(crate) fn owned<T: Element>(values: Vec<T>, dims: &[usize]) -> Self {
+        debug_assert_eq!(values.len(), dims.iter().product::<usize>());
+        Self { storage: Arc::new(T::store(values)), offset: 0, shape: dims.to_vec(), node: None }
+    }
+
+    /// One value, shape `[]`.
+    pub fn scalar<T: Element>(value: T) -> Self {
+        Self::owned(vec![value], &[])
+    }
+
+    /// f32 zeros.
+    pub fn zeros(dims: &[usize]) -> Self {
+        Self::owned(vec![0f32; dims.iter().product()], dims)
+    }
+
+    /// A file-backed tensor over `range` (bytes) of a mapped file. `None` if the range is not aligned for `dtype` or has
+    /// the wrong length: the caller then copies the values.
+    pub fn from_mapped(file: Arc<MappedFile>, range: Range<usize>, dtype: DType, dims: &[usize]) -> Option<Self> {
+        let bytes = file.get(range.clone())?;
+        let elements = dims.iter().product::<usize>();
+        let aligned = match dtype {
+            DType::F32 => bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok(),
+            DType::F64 => bytemuck::try_cast_slice::<u8, f64>(bytes).is_ok(),
+            DType::BF16 | DType::F16 => bytemuck::try_cast_slice::<u8, u16>(bytes).is_ok(),
+            DType::I64 => bytemuck::try_cast_slice::<u8, i64>(bytes).is_ok(),
+        };
+        (aligned && bytes.len() == elements * dtype.size()).then(|| Self {
+            storage: Arc::new(Storage::Mapped { file, range, dtype }),
+            offset: 0,
+            shape: dims.to_vec(),
+            node: None,
+        })
+    }
+
+    /// Dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    /// Size of dimension `axis`.
+    pub fn dim(&self, axis: usize) -> usize {
+        self.shape[axis]
+    }
+    /// Size of the last dimension (1 for a scalar).
+    pub fn last_dim(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+    /// Product of all dimensions but the last.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.storage.dtype()
+    }
+    /// Are the values read from a mapped file?
+    pub fn is_mapped(&self) -> bool {
+        matches!(*self.storage, Storage::Mapped { .. })
+    }
+
+    /// The values as `T`; `None` if the dtype is another.
+    pub fn values<T: Element>(&self) -> Option<&[T]> {
+        let all: &[T] = match &*self.storage {
+            Storage::Mapped { file, range, dtype } if *dtype == T::DTYPE => T::borrow(&file[range.clone()]),
+            other => T::vec(other)?,
+        };
+        Some(&all[self.offset..self.offset + self.numel()])
+    }
+
+    /// The values as `T`, or an error that names the operation.
+    pub(crate) fn get<T: Element>(&self, op: &'static str) -> Result<&[T]> {
+        self.values::<T>().ok_or_else(|| TensorError::Dtype {
+            op,
+            rule: "all inputs share one dtype the operation takes",
+            got: format!("{:?} where {:?} is needed", self.dtype(), T::DTYPE),
+        })
+    }
+
+    /// Values for writing, in place. `None` if another tensor shares them, the dtype differs, or they are file-backed.
+    pub fn values_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        let (offset, n) = (self.offset, self.numel());
+        Some(&mut T::vec_mut(Arc::get_mut(&mut self.storage)?)?[offset..offset + n])
+    }
+
+    /// The values as a kernel operand (any float dtype).
+    pub(crate) fn data(&self, op: &'static str) -> Result<Data<'_>> {
+        let data = match self.dtype() {
+            DType::F32 => self.values::<f32>().and_then(f32::data),
+            DType::F64 => self.values::<f64>().and_then(f64::data),
+            DType::BF16 => self.values::<bf16>().and_then(bf16::data),
+            DType::F16 => self.values::<f16>().and_then(f16::data),
+            DType::I64 => None,
+        };
+        data.ok_or(TensorError::Dtype { op, rule: "a float tensor", got: format!("{:?}", self.dtype()) })
+    }
+
+    /// Raw little-endian bytes of the values, for writing to files.
+    pub fn bytes(&self) -> &[u8] {
+        fn of<T: Element>(t: &Tensor) -> &[u8] {
+            t.values::<T>().map_or(&[], bytemuck::cast_slice)
+        }
+        match self.dtype() {
+            DType::F32 => of::<f32>(self),
+            DType::F64 => of::<f64>(self),
+            DType::BF16 => of::<bf16>(self),
+            DType::F16 => of::<f16>(self),
+            DType::I64 => of::<i64>(self),
+        }
+    }
+
+    /// All values widened to f32 (rounded, for f64 and i64).
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype() {
+            DType::F32 => self.values::<f32>().unwrap_or(&[]).to_vec(),
+            DType::F64 => self.values::<f64>().unwrap_or(&[]).iter().map(|&x| x as f32).collect(),
+            DType::I64 => self.values::<i64>().unwrap_or(&[]).iter().map(|&x| x as f32).collect(),
+            DType::BF16 | DType::F16 => {
+                let mut out = vec![0f32; self.numel()];
+                if let Ok(data) = self.data("to_f32") {
+                    ounce_kernels::widen(data, &mut out);
+                }
+                out
+            }
+        }
+    }
+
+    /// The same values in another float dtype (rounded to nearest even); shares them if the dtype is the same already.
+    ///
+    /// # Errors
+    /// If the target is `I64`.
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype() {
+            return Ok(self.detach());
+        }
+        Ok(match dtype {
+            DType::F32 => Self::owned(self.to_f32(), &self.shape),
+            DType::F64 => Self::owned(self.to_f32().into_iter().map(f64::from).collect(), &self.shape),
+            DType::BF16 => Self::owned(self.to_f32().into_iter().map(bf16::from_f32).collect(), &self.shape),
+            DType::F16 => Self::owned(self.to_f32().into_iter().map(f16::from_f32).collect(), &self.shape),
+            DType::I64 => {
+                return Err(TensorError::Dtype { op: "cast", rule: "a float target", got: "I64".into() });
+            }
+        })
+    }
+
+    /// The only value of a tensor with one element, as f64.
+    ///
+    /// # Errors
+    /// If it has another number of elements.
+    pub fn item(&self) -> Result<f64> {
+        if self.numel() != 1 {
+            return shape("item", "exactly one element", &self.shape);
+        }
+        Ok(match self.dtype() {
+            DType::F64 => self.values::<f64>().map_or(f64::NAN, |v| v[0]),
+            DType::I64 => self.values::<i64>().map_or(f64::NAN, |v| v[0] as f64),
+            _ => f64::from(self.to_f32()[0]),
+        })
+    }
+
+    /// The same values without the tape.
+    pub fn detach(&self) -> Tensor {
+        Tensor { node: None, ..self.clone() }
+    }
+
+    /// Shape as text for messages.
+    pub(crate) fn describe(&self) -> String {
+        format!("{:?}", self.shape)
+    }
+
+    /// Gives recycled buffers back to the system.
+    pub fn release_buffers() {
+        release_buffers();
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({:?}, {:?}{})", self.dtype(), self.shape, if self.node.is_some() { ", grad" } else { "" })
+    }
+}
