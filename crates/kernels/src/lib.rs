@@ -10,9 +10,11 @@ pub mod gemm;
 pub mod isa;
 pub mod mapped;
 pub mod pool;
+pub mod random;
 mod simd;
 
 pub use float::Float;
 pub use gemm::{Compute, Data, Gemm, Mat, gemm};
 pub use isa::{Isa, check_isa, isa, supported, with_isa};
+pub use random::Philox;
 pub use pool::{parallel_chunks_mut, parallel_for, set_threads, threads, with_threads};

@@ -71,7 +71,7 @@ impl ModelError {
             Self::Config { hint, .. } | Self::Weight { hint, .. } | Self::Input { hint, .. } | Self::Tokenizer { hint, .. } => {
                 (!hint.is_empty()).then(|| hint.clone())
             }
-            Self::Format(e) => e.hint(),
+            Self::Format(e) => e.hint().map(str::to_owned),
             Self::Cache(_) | Self::Tensor(_) => None,
         }
     }

@@ -65,6 +65,23 @@ impl Tensor {
         })
     }
 
+    /// A tensor read from little-endian bytes, copied.
+    ///
+    /// # Errors
+    /// If the number of bytes is not that of the shape.
+    pub fn from_le_bytes(bytes: &[u8], dtype: DType, dims: &[usize]) -> Result<Self> {
+        if bytes.len() != dims.iter().product::<usize>() * dtype.size() {
+            return shape("tensor", "number of bytes = elements x size", (bytes.len(), dims, dtype));
+        }
+        Ok(match dtype {
+            DType::F32 => Self::owned::<f32>(bytemuck::pod_collect_to_vec(bytes), dims),
+            DType::F64 => Self::owned::<f64>(bytemuck::pod_collect_to_vec(bytes), dims),
+            DType::BF16 => Self::owned::<bf16>(bytemuck::pod_collect_to_vec(bytes), dims),
+            DType::F16 => Self::owned::<f16>(bytemuck::pod_collect_to_vec(bytes), dims),
+            DType::I64 => Self::owned::<i64>(bytemuck::pod_collect_to_vec(bytes), dims),
+        })
+    }
+
     /// Dimensions.
     pub fn shape(&self) -> &[usize] {
         &self.shape

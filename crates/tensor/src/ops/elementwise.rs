@@ -153,6 +153,31 @@ unary!(
     sigmoid, k::sigmoid, k::sigmoid_backward, saves output
 );
 
+/// Every value moved into `[low, high]`; the gradient is zero where it was moved.
+///
+/// # Errors
+/// If the dtype is not f32 or f64.
+pub fn clamp(x: &Tensor, low: f64, high: f64) -> Result<Tensor> {
+    const OP: &str = "clamp";
+    let kept = x.detach();
+    real!(OP, x, T => {
+        let (low, high) = (<T as k::Float>::from_f64(low), <T as k::Float>::from_f64(high));
+        let bound = |v: T| if v < low { low } else if v > high { high } else { v };
+        Ok(Tensor::owned(x.get::<T>(OP)?.iter().map(|&v| bound(v)).collect(), &x.shape))
+    })
+    .map(|y: Tensor| {
+        y.recorded(&[x], move |dy, _| {
+            let dx = real!(OP, dy, T => {
+                let inside = |v: T| (low..=high).contains(&k::Float::to_f64(v));
+                let pairs = kept.get::<T>(OP)?.iter().zip(dy.get::<T>(OP)?);
+                let dx = pairs.map(|(&v, &d)| if inside(v) { d } else { T::default() }).collect();
+                Ok(Tensor::owned(dx, &dy.shape))
+            })?;
+            Ok(vec![Some(dx)])
+        })
+    })
+}
+
 /// SwiGLU's product: `silu(gate) * up`, same shape.
 ///
 /// # Errors

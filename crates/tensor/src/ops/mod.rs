@@ -12,7 +12,7 @@ mod rows;
 mod shape;
 
 pub use attention::{AttentionConfig, KeyValue, RowSpan, attention, rope};
-pub use elementwise::{add, add_bias, gelu, mul, scale, sigmoid, silu, sub, swiglu};
+pub use elementwise::{add, add_bias, clamp, gelu, mul, scale, sigmoid, silu, sub, swiglu};
 pub use linear::{grouped_linear, linear, linear_many};
 pub use loss::{cross_entropy, linear_cross_entropy};
 pub use norm::{log_softmax, normalize_rows, rms_norm, softmax};
