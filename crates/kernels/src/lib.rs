@@ -5,16 +5,35 @@
 //! `unsafe`. It must not know tensors, models or files' meaning, and does no input or output beyond mapping a file and
 //! asking the system how many cores there are.
 
+pub mod attention;
+pub mod elementwise;
 pub mod float;
 pub mod gemm;
 pub mod isa;
+pub mod loss;
 pub mod mapped;
+pub mod norm;
+pub mod optim;
 pub mod pool;
 pub mod random;
+mod reference;
+pub mod rope;
+pub mod rows;
 mod simd;
 
+pub use attention::{AttentionRows, AttentionShape, Heads, attention, attention_backward};
+pub use elementwise::{
+    add, add_assign, add_bias, axpy, column_sum, gelu_erf, gelu_erf_backward, log_softmax,
+    log_softmax_backward, mul, scale, sigmoid, sigmoid_backward, silu, silu_backward, softmax,
+    softmax_backward, sub, sum, sum_squares, swiglu, swiglu_backward,
+};
 pub use float::Float;
 pub use gemm::{Compute, Data, Gemm, Mat, gemm};
 pub use isa::{Isa, check_isa, isa, supported, with_isa};
 pub use random::Philox;
+pub use loss::cross_entropy_rows;
+pub use norm::{rms_norm, rms_norm_backward};
+pub use optim::{AdamW, adamw};
 pub use pool::{parallel_chunks_mut, parallel_for, set_threads, threads, with_threads};
+pub use rope::rope;
+pub use rows::{gather_rows, row_dots, scale_rows, scatter_add_rows, to_bf16, to_f16, widen};

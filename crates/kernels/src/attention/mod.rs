@@ -1,0 +1,209 @@
+//! Fused attention, forward and backward, for training, prefill and decoding.
+//!
+//! This module owns the softmax(q kᵀ) v of grouped heads over keys that may be stored in half precision, with causal
+//! and sliding windows and rows of unequal length. No T x T matrix exists: scores live in tiles of per-thread scratch.
+//! It must not know caches (a caller describes them by strides), positions other than those in [`AttentionRows`], or
+//! rotary embedding.
+//!
+//! Arithmetic: everything is f32, under either [`Compute`]. Half precision keys and values are widened exactly, and
+//! `Compute::Bf16` does not round queries, keys or probabilities further: attention is a small share of a step's
+//! products, its softmax is the part that suffers from rounding, and without bf16 instructions the rounding would cost
+//! more than it saves.
+//!
+//! Bits: each query's softmax runs over tiles of [`TILE`] keys that start at multiples of `TILE`, whatever task or thread
+//! takes it, so results depend on the inputs and the instruction set only.
+
+use crate::{Compute, Data, Float, reference};
+
+/// Keys per tile: the unit of the online softmax, and so part of what the bits depend on.
+const TILE: usize = 64;
+
+/// What all rows of one attention call share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionShape {
+    /// Rows of the batch, B.
+    pub batch: usize,
+    /// Queries per row, Tq.
+    pub q_len: usize,
+    /// Query heads, Hq: a multiple of `kv_heads`. Query head a uses key head a / (Hq / Hk).
+    pub q_heads: usize,
+    /// Key and value heads, Hk.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// How many positions a query sees, itself included; none = all.
+    pub window: Option<usize>,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+    /// The factor on q · k, usually head_dim^-0.5. Positive.
+    pub scale: f64,
+}
+
+/// Where each batch row's queries stand and which keys it has; all slices have one entry per batch row.
+///
+/// Query i of row b has position p = `q_start[b]` + i and sees the keys j with `kv_begin[b]` <= j < `kv_len[b]`,
+/// j <= p if causal, and p - j < window if there is one. A query that sees nothing yields zeros and lse = -inf.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionRows<'a> {
+    /// Position of the first query.
+    pub q_start: &'a [usize],
+    /// First key that exists (padding on the left is before it).
+    pub kv_begin: &'a [usize],
+    /// One past the last key.
+    pub kv_len: &'a [usize],
+}
+
+/// Keys or values as they lie in an activation or in a cache, strides in elements. The values of one head are
+/// contiguous.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// The storage.
+    pub data: Data<'a>,
+    /// From one batch row to the next.
+    pub batch_stride: usize,
+    /// From one token to the next.
+    pub token_stride: usize,
+    /// From one head to the next.
+    pub head_stride: usize,
+}
+
+impl AttentionShape {
+    /// Query heads per key head.
+    pub(crate) fn group(&self) -> usize {
+        self.q_heads / self.kv_heads
+    }
+
+    /// The keys lo..hi that query `i` of batch row `b` sees; empty if lo >= hi. Both ends grow with `i`.
+    pub(crate) fn visible(&self, rows: &AttentionRows<'_>, b: usize, i: usize) -> (usize, usize) {
+        let position = rows.q_start[b] + i;
+        let behind = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let ahead = if self.causal {
+            position + 1
+        } else {
+            usize::MAX
+        };
+        (behind.max(rows.kv_begin[b]), ahead.min(rows.kv_len[b]))
+    }
+
+    /// Tokens per batch row of a contiguous [B, tokens, Hk, head_dim] buffer of `len` elements.
+    pub(crate) fn kv_capacity(&self, len: usize) -> usize {
+        len.checked_div(self.batch * self.kv_heads * self.head_dim)
+            .unwrap_or(0)
+    }
+
+    /// Panics unless `rows`, `q` and the keys that `rows` names fit this shape: what the tiled code relies on.
+    fn check(&self, rows: &AttentionRows<'_>, q: usize, kv: [&Heads<'_>; 2]) {
+        assert!(
+            self.kv_heads > 0 && self.q_heads.is_multiple_of(self.kv_heads),
+            "query heads must be a multiple of key heads"
+        );
+        assert!(self.scale > 0.0, "the scale of attention must be positive");
+        assert_eq!(
+            q,
+            self.batch * self.q_len * self.q_heads * self.head_dim,
+            "q must be [B, Tq, Hq, hd]"
+        );
+        for rows in [rows.q_start, rows.kv_begin, rows.kv_len] {
+            assert_eq!(
+                rows.len(),
+                self.batch,
+                "attention rows must have one entry per batch row"
+            );
+        }
+        let longest = rows.kv_len.iter().enumerate().filter(|&(_, &len)| len > 0);
+        for (b, &len) in longest {
+            for heads in kv {
+                let last = heads.offset(b, len - 1, self.kv_heads - 1) + self.head_dim;
+                assert!(
+                    last <= heads.data.len(),
+                    "batch row {b} names {len} keys, more than their buffer holds"
+                );
+            }
+        }
+    }
+}
+
+impl Heads<'_> {
+    /// Index of the first value of a head of a token.
+    pub(crate) fn offset(&self, b: usize, token: usize, head: usize) -> usize {
+        b * self.batch_stride + token * self.token_stride + head * self.head_stride
+    }
+
+    /// One value, converted exactly where T can hold it.
+    pub(crate) fn get<T: Float>(&self, b: usize, token: usize, head: usize, c: usize) -> T {
+        T::from_f64(self.data.get(self.offset(b, token, head) + c))
+    }
+}
+
+/// softmax(scale · q kᵀ) v over the keys each query sees.
+///
+/// `q`, `out`: [B, Tq, Hq, hd]; `lse`: [B, Hq, Tq], the logarithm of each softmax's denominator, which
+/// [`attention_backward`] needs. Few queries against many keys (decoding) are split over the keys.
+///
+/// # Panics
+/// If the slices do not fit the shape.
+pub fn attention<T: Float>(
+    s: &AttentionShape,
+    rows: &AttentionRows<'_>,
+    q: &[T],
+    k: Heads<'_>,
+    v: Heads<'_>,
+    out: &mut [T],
+    lse: Option<&mut [T]>,
+    _compute: Compute,
+) {
+    s.check(rows, q.len(), [&k, &v]);
+    assert_eq!(out.len(), q.len(), "out must have q's shape");
+    if let Some(lse) = &lse {
+        assert_eq!(
+            lse.len(),
+            s.batch * s.q_heads * s.q_len,
+            "lse must be [B, Hq, Tq]"
+        );
+    }
+    reference::attention::attention(s, rows, q, k, v, out, lse);
+}
+
+/// Gradients of [`attention`], scores recomputed from `lse`.
+///
+/// `q`, `out`, `dout`, `dq`: [B, Tq, Hq, hd]; `lse`: [B, Hq, Tq]; `dk`, `dv`: [B, capacity, Hk, hd], contiguous, where
+/// capacity is at least every `kv_len`. The three gradients are overwritten; keys nobody sees get zeros.
+///
+/// # Panics
+/// If the slices do not fit the shape.
+pub fn attention_backward<T: Float>(
+    s: &AttentionShape,
+    rows: &AttentionRows<'_>,
+    q: &[T],
+    k: Heads<'_>,
+    v: Heads<'_>,
+    out: &[T],
+    lse: &[T],
+    dout: &[T],
+    dq: &mut [T],
+    dk: &mut [T],
+    dv: &mut [T],
+    _compute: Compute,
+) {
+    s.check(rows, q.len(), [&k, &v]);
+    for (name, len) in [("out", out.len()), ("dout", dout.len()), ("dq", dq.len())] {
+        assert_eq!(len, q.len(), "{name} must have q's shape");
+    }
+    assert_eq!(
+        lse.len(),
+        s.batch * s.q_heads * s.q_len,
+        "lse must be [B, Hq, Tq]"
+    );
+    let capacity = s.kv_capacity(dk.len());
+    assert_eq!(
+        dk.len(),
+        s.batch * capacity * s.kv_heads * s.head_dim,
+        "dk must be [B, capacity, Hk, hd]"
+    );
+    assert_eq!(dv.len(), dk.len(), "dv must have dk's shape");
+    assert!(
+        rows.kv_len.iter().all(|&len| len <= capacity),
+        "dk must have room for every key"
+    );
+    reference::attention::attention_backward(s, rows, q, k, v, out, lse, dout, dq, dk, dv);
+}
