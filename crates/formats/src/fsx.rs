@@ -1,0 +1,220 @@
+//! File-system calls whose failures say which path they failed on.
+//!
+//! The rest of the crate goes through here, so that an error never reads "No such file or directory" alone, and so that
+//! the order of write, fsync and rename is written once.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{FormatError, Result};
+
+/// Reads a whole UTF-8 file.
+///
+/// # Errors
+/// The file cannot be read or is not UTF-8.
+pub fn read_to_string(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(FormatError::io(path, "read it"))
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(FormatError::io(path, "read it"))
+}
+
+/// Opens a file for reading.
+///
+/// # Errors
+/// It does not exist, is a folder, or may not be read.
+pub fn open(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(FormatError::io(path, "open it"))?;
+    let meta = file
+        .metadata()
+        .map_err(FormatError::io(path, "read its size"))?;
+    if !meta.is_file() {
+        return Err(FormatError::place(
+            path,
+            "is not a regular file",
+            "name a file, not a folder or a device",
+        ));
+    }
+    Ok(file)
+}
+
+/// Writes `bytes` beside `path`, fsyncs, and renames: readers see the old file or the new one, never a part.
+///
+/// # Errors
+/// The folder cannot be written or is full; the file at `path`, if there was one, is then as before.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = with_suffix(path, &format!(".tmp-{}", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&temporary).map_err(FormatError::io(path, "write it"))?;
+        file.write_all(bytes)
+            .map_err(FormatError::io(path, "write it"))?;
+        file.sync_all()
+            .map_err(FormatError::io(path, "flush it to the disk"))?;
+        rename(&temporary, path)
+    })();
+    if written.is_err() {
+        // Best effort: the first failure is the one worth reporting.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_parent(path)
+}
+
+/// Creates a folder and those above it; an existing folder is fine.
+///
+/// # Errors
+/// One of them cannot be created.
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(FormatError::io(path, "create this folder"))
+}
+
+/// Renames within one file system.
+///
+/// # Errors
+/// What the system says; the message names the target.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(FormatError::io(to, "move the finished file here"))
+}
+
+/// Makes renames and removals within a folder durable.
+///
+/// # Errors
+/// The folder cannot be opened or flushed.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    let sync = || File::open(path)?.sync_all();
+    sync().map_err(FormatError::io(path, "flush this folder to the disk"))
+}
+
+/// [`sync_dir`] of the folder that holds `path`.
+///
+/// # Errors
+/// As [`sync_dir`].
+pub fn sync_parent(path: &Path) -> Result<()> {
+    sync_dir(parent(path))
+}
+
+/// The SHA-256 of a file in lower-case hexadecimal, read in pieces.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let n = file
+            .read(&mut piece)
+            .map_err(FormatError::io(path, "read it"))?;
+        if n == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&piece[..n]);
+    }
+}
+
+/// The SHA-256 of `bytes` in lower-case hexadecimal.
+pub fn sha256_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("invariant: writing to a String cannot fail");
+            text
+        })
+}
+
+/// The folder that holds `path`; "." for a bare file name.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// `path` with `suffix` appended to its last component, which it must have.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sha256_is_the_published_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
+        write_atomic(&path, b"abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256_bytes(b"abc"), expected);
+        assert_eq!(sha256_file(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn failures_name_the_path_and_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("absent.json");
+        let error = read_to_string(&path).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("{}: cannot read it: ", path.display())),
+            "{error}"
+        );
+        assert_eq!(error.hint(), Some("check the spelling of the path"));
+        let error = open(dir.path()).unwrap_err();
+        assert!(
+            error.to_string().ends_with("is not a regular file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomic(&path, b"first").unwrap();
+        write_atomic(&path, b"second").unwrap();
+        assert_eq!(read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_names_the_path_and_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomic(&path, b"first").unwrap();
+        let temporary = with_suffix(&path, &format!(".tmp-{}", std::process::id()));
+        std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
+        let error = write_atomic(&path, b"second").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("{}: cannot write it: ", path.display())),
+            "{error}"
+        );
+        assert_eq!(
+            error.hint(),
+            Some("free some space on this disk, or choose another place")
+        );
+        assert_eq!(read(&path).unwrap(), b"first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
