@@ -195,13 +195,15 @@ impl Page {
         };
         let _ = write!(self.out, "<{tag}{scope}{}>", number(align));
         let text = escape(&cell.text);
-        self.out += &match cell.mark {
-            Mark::None => text,
-            mark => format!(
+        if cell.mark == Mark::None {
+            self.out += &text;
+        } else {
+            let _ = write!(
+                self.out,
                 "<span class=\"mark {0}\">{text}</span><span class=\"hidden\"> ({0})</span>",
-                mark.word()
-            ),
-        };
+                cell.mark.word()
+            );
+        }
         if !cell.note.is_empty() {
             let _ = write!(
                 self.out,

@@ -238,9 +238,10 @@ impl Plot {
         };
         let mut parts = Vec::new();
         if missing > 0 {
-            let rule = match log {
-                true => "not a finite number, or not positive on a logarithmic axis",
-                false => "missing or not a finite number",
+            let rule = if log {
+                "not a finite number, or not positive on a logarithmic axis"
+            } else {
+                "missing or not a finite number"
             };
             let values = if missing == 1 {
                 "1 value is"

@@ -143,7 +143,11 @@ fn log(mut low: f64, mut high: f64, count: usize, tight: bool) -> AxisScale {
     } else if !tight {
         // A margin, so that no mark lies on the frame.
         let margin = 10f64.powf((high.log10() - low.log10()) * 0.04);
-        (low, high) = (low / margin, high * margin);
+        // Within the bounds of what can be drawn: beyond them the ticks would leave the range of f64.
+        (low, high) = (
+            (low / margin).max(low.min(1e-300)),
+            (high * margin).min(high.max(1e300)),
+        );
     }
     let decades = high.log10() - low.log10();
     let mantissas: &[f64] = match decades {
@@ -151,7 +155,7 @@ fn log(mut low: f64, mut high: f64, count: usize, tight: bool) -> AxisScale {
         d if d < 2.5 => &[1.0, 2.0, 5.0],
         _ => &[1.0],
     };
-    let stride = (decades / count.max(2) as f64).ceil().max(1.0) as i32;
+    let stride = (decades / count.max(2) as f64).round().max(1.0) as i32;
     let first = low.log10().floor() as i32;
     let last = high.log10().ceil() as i32;
     let all: Vec<f64> = (first..=last)

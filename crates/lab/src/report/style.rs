@@ -33,7 +33,7 @@ p code{background:var(--raised);border-radius:4px;padding:.1em .3em}
 .figures dt{font-size:.875rem;color:var(--muted)}
 .figures dd{margin:0}
 .figures b{font-size:1.75rem;line-height:1.3;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-.tone{font-weight:600}
+.tone{font-weight:600;display:block}
 .better .tone{color:var(--good)}
 .worse .tone{color:var(--bad)}
 .scroll{overflow-x:auto;margin:1.5rem 0 0;position:relative}
@@ -73,7 +73,8 @@ footer dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;
 footer dd{margin:0;min-width:0;overflow-wrap:anywhere}
 @media screen and (max-width:34rem){body{padding:1.75rem 1rem 3rem}h1{font-size:1.65rem}h2{margin-top:2.25rem}
 .wide{display:none}.narrow{display:block}.figures{grid-template-columns:1fr 1fr}.figures b{font-size:1.4rem}
-th,td{padding:.45rem .5rem}td .note,tbody th .note{display:block;min-width:0}}
+table{font-size:.875rem}th,td{padding:.45rem .3rem}td .note,tbody th .note{display:block;min-width:0;white-space:normal}
+.mark{padding:.1em .2em;margin:0 -.2em}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}details::details-content{content-visibility:visible;display:block;block-size:auto}
 .scroll{overflow:visible}thead{display:table-header-group}tr{break-inside:avoid}}
 "#;

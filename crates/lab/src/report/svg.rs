@@ -119,11 +119,12 @@ impl Plot {
 }
 
 /// Writes the legend in as many rows as it needs; returns the height it took. `swatch` draws the sample of one
-/// series around a point.
+/// series, `sample` wide, around a point.
 pub(crate) fn legend(
     out: &mut String,
     names: &[&str],
     canvas: Canvas,
+    sample: f64,
     swatch: impl Fn(&mut String, usize, f64, f64),
 ) -> f64 {
     if names.len() < 2 {
@@ -131,13 +132,20 @@ pub(crate) fn legend(
     }
     let (mut x, mut y) = (0.0, 0.0);
     for (i, name) in names.iter().enumerate() {
-        let name = fit(name, canvas.width() - 36.0);
-        let need = 30.0 + text_width(&name) + 16.0;
+        let name = fit(name, canvas.width() - sample - 12.0);
+        let need = sample + 6.0 + text_width(&name) + 16.0;
         if x > 0.0 && x + need > canvas.width() + 16.0 {
             (x, y) = (0.0, y + LINE);
         }
-        swatch(out, i, x + 12.0, y + 9.0);
-        text(out, x + 30.0, y + 13.5, "start", "fill:currentColor", &name);
+        swatch(out, i, x + sample / 2.0, y + 9.0);
+        text(
+            out,
+            x + sample + 6.0,
+            y + 13.5,
+            "start",
+            "fill:currentColor",
+            &name,
+        );
         x += need;
     }
     y + LINE + 6.0
@@ -194,13 +202,19 @@ pub(crate) fn nothing(out: &mut String, canvas: Canvas, top: f64) -> f64 {
 fn xy(x: &Axis, y: &Axis, series: &[Series], canvas: Canvas, scatter: bool) -> (String, f64) {
     let mut out = String::new();
     let names: Vec<&str> = series.iter().map(|s| s.name.as_str()).collect();
-    let mut top = legend(&mut out, &names, canvas, |out, i, cx, cy| {
-        if scatter {
-            mark(out, i, cx, cy);
-        } else {
-            line(out, (cx - 12.0, cy), (cx + 12.0, cy), &stroke(i));
-        }
-    });
+    let mut top = legend(
+        &mut out,
+        &names,
+        canvas,
+        if scatter { 10.0 } else { 24.0 },
+        |out, i, cx, cy| {
+            if scatter {
+                mark(out, i, cx, cy);
+            } else {
+                line(out, (cx - 12.0, cy), (cx + 12.0, cy), &stroke(i));
+            }
+        },
+    );
     let shown = || {
         series
             .iter()

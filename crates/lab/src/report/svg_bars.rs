@@ -20,7 +20,7 @@ pub(crate) fn bars(
 ) -> (String, f64) {
     let mut out = String::new();
     let names: Vec<&str> = series.iter().map(|s| s.name.as_str()).collect();
-    let mut top = legend(&mut out, &names, canvas, |out, i, cx, cy| {
+    let mut top = legend(&mut out, &names, canvas, 12.0, |out, i, cx, cy| {
         rect(out, i, cx - 6.0, cy - 6.0, 12.0, 12.0);
     });
     let shown = || {
