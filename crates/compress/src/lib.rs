@@ -1,1 +1,16 @@
-//! compress
+//! Compression of trained models: fewer experts for the same router.
+//!
+//! This crate owns the decisions of expert merging (HC-SMoE) and of its pruning baselines: which experts are alike
+//! ([`geometry`], [`cluster`], [`grouping`]), how many each layer keeps ([`budget`]), how a group becomes one expert
+//! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`]) and how a user asks for all that
+//! ([`recipe`]). The decisions exist apart from the pass over a checkpoint so that every one of them is a pure function
+//! of small arrays, checked to the last label without a model. They must not know files, tensors' names or forwards.
+
+pub mod align;
+pub mod budget;
+pub mod cluster;
+pub mod geometry;
+pub mod grouping;
+pub mod merge_rule;
+pub mod prune;
+pub mod recipe;
