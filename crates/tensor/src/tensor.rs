@@ -74,11 +74,11 @@ impl Tensor {
             return shape("tensor", "number of bytes = elements x size", (bytes.len(), dims, dtype));
         }
         Ok(match dtype {
-            DType::F32 => Self::owned::<f32>(bytemuck::pod_collect_to_vec(bytes), dims),
-            DType::F64 => Self::owned::<f64>(bytemuck::pod_collect_to_vec(bytes), dims),
-            DType::BF16 => Self::owned::<bf16>(bytemuck::pod_collect_to_vec(bytes), dims),
-            DType::F16 => Self::owned::<f16>(bytemuck::pod_collect_to_vec(bytes), dims),
-            DType::I64 => Self::owned::<i64>(bytemuck::pod_collect_to_vec(bytes), dims),
+            DType::F32 => Self::owned::<f32>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
+            DType::F64 => Self::owned::<f64>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
+            DType::BF16 => Self::owned::<bf16>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
+            DType::F16 => Self::owned::<f16>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
+            DType::I64 => Self::owned::<i64>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
         })
     }
 
