@@ -44,15 +44,8 @@ pub enum ModelError {
         hint: String,
     },
     /// A tokenizer file or a text breaks a rule.
-    #[error("{file}: {rule}")]
-    Tokenizer {
-        /// The file.
-        file: String,
-        /// The broken rule.
-        rule: String,
-        /// What to do about it.
-        hint: String,
-    },
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
     /// A cache was asked for something it cannot do.
     #[error("cache: {0}")]
     Cache(String),
@@ -68,11 +61,11 @@ impl ModelError {
     /// What the user can do about it, if anything is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Config { hint, .. } | Self::Weight { hint, .. } | Self::Input { hint, .. } | Self::Tokenizer { hint, .. } => {
+            Self::Config { hint, .. } | Self::Weight { hint, .. } | Self::Input { hint, .. } => {
                 (!hint.is_empty()).then(|| hint.clone())
             }
             Self::Format(e) => e.hint().map(str::to_owned),
-            Self::Cache(_) | Self::Tensor(_) => None,
+            Self::Tokenizer(_) | Self::Cache(_) | Self::Tensor(_) => None,
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod plan;
 mod residual;
 mod rope;
 mod sampler;
+pub mod tokenizer;
 mod topk;
 pub mod weights;
 
@@ -36,4 +37,5 @@ pub use param::{Linear, Param};
 pub use residual::Wiring;
 pub use rope::RopeTable;
 pub use sampler::{Sampler, SamplerConfig};
+pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
 pub use topk::top_k;
