@@ -52,25 +52,15 @@ pub enum AlignError {
         member: usize,
     },
     /// A weight is NaN or infinite.
-    #[error(
-        "neuron similarities are not finite (hint: the checkpoint holds NaN or infinite expert weights)"
-    )]
+    #[error("neuron similarities are not finite (hint: the checkpoint holds NaN or infinite expert weights)")]
     NotFinite,
 }
 
 impl Expert<'_> {
     fn check(&self) -> Result<usize, AlignError> {
-        let Self {
-            gate,
-            up,
-            down,
-            width,
-        } = *self;
+        let Self { gate, up, down, width } = *self;
         let sizes = [gate.len(), up.len(), down.len()];
-        if width == 0
-            || sizes.iter().any(|&size| size != gate.len())
-            || !gate.len().is_multiple_of(width)
-        {
+        if width == 0 || sizes.iter().any(|&size| size != gate.len()) || !gate.len().is_multiple_of(width) {
             return Err(AlignError::Shape {
                 width,
                 gate: gate.len(),
@@ -181,11 +171,7 @@ const FREE: usize = usize::MAX;
 /// one, each along the cheapest path of reduced costs to a free column, found like Dijkstra's. O(n^3) at worst. Ties go
 /// to the lower column.
 pub fn cheapest_assignment(cost: &[f64], n: usize) -> Vec<usize> {
-    assert_eq!(
-        cost.len(),
-        n * n,
-        "invariant: an assignment needs a square cost matrix"
-    );
+    assert_eq!(cost.len(), n * n, "invariant: an assignment needs a square cost matrix");
     let mut row_price = vec![0.0; n];
     let mut column_price = vec![0.0; n];
     let mut row_of = vec![FREE; n];
@@ -201,8 +187,7 @@ pub fn cheapest_assignment(cost: &[f64], n: usize) -> Vec<usize> {
                 if closed[column] {
                     continue;
                 }
-                let through =
-                    reached + cost[row * n + column] - row_price[row] - column_price[column];
+                let through = reached + cost[row * n + column] - row_price[row] - column_price[column];
                 if through < distance[column] {
                     distance[column] = through;
                     before[column] = at;
@@ -327,10 +312,7 @@ mod tests {
             gate: &[f32::NAN; 6],
             ..good
         };
-        assert!(matches!(
-            Alignment::find(good, bad),
-            Err(AlignError::Shape { .. })
-        ));
+        assert!(matches!(Alignment::find(good, bad), Err(AlignError::Shape { .. })));
         assert!(matches!(
             Alignment::find(Expert { width: 0, ..good }, good),
             Err(AlignError::Shape { .. })

@@ -32,9 +32,7 @@ pub enum BudgetError {
         experts: usize,
     },
     /// A percentage outside (0, 100].
-    #[error(
-        "key `budget.percent`: {0} is not above 0 and at most 100 (hint: 50 keeps half of the experts)"
-    )]
+    #[error("key `budget.percent`: {0} is not above 0 and at most 100 (hint: 50 keeps half of the experts)")]
     Percent(f64),
     /// A list whose length is not the number of MoE layers.
     #[error(
@@ -52,9 +50,7 @@ pub enum BudgetError {
     )]
     FixedLayers,
     /// Nothing to keep.
-    #[error(
-        "the model has no mixture-of-experts layer (hint: only such models can be merged or pruned)"
-    )]
+    #[error("the model has no mixture-of-experts layer (hint: only such models can be merged or pruned)")]
     NoLayers,
 }
 
@@ -96,12 +92,8 @@ impl Budget {
     pub fn check(&self) -> Result<(), BudgetError> {
         match &self.amount {
             Amount::Experts(0) => Err(BudgetError::Zero("experts")),
-            Amount::Percent(percent) if !(*percent > 0.0 && *percent <= 100.0) => {
-                Err(BudgetError::Percent(*percent))
-            }
-            Amount::PerLayer(_) if self.allocation == Allocation::Global => {
-                Err(BudgetError::FixedLayers)
-            }
+            Amount::Percent(percent) if !(*percent > 0.0 && *percent <= 100.0) => Err(BudgetError::Percent(*percent)),
+            Amount::PerLayer(_) if self.allocation == Allocation::Global => Err(BudgetError::FixedLayers),
             Amount::PerLayer(list) if list.contains(&0) => Err(BudgetError::Zero("per_layer")),
             _ => Ok(()),
         }
@@ -191,8 +183,7 @@ fn cheapest_merges(trees: &[Dendrogram], total: usize) -> Vec<usize> {
             }
         }
         // Each layer keeps one expert, and a total is never below the number of layers.
-        let (_, layer) =
-            best.expect("invariant: a total of at least one expert per layer leaves a merge to do");
+        let (_, layer) = best.expect("invariant: a total of at least one expert per layer leaves a merge to do");
         done[layer] += 1;
         left -= 1;
     }
@@ -217,10 +208,7 @@ mod tests {
     }
 
     fn tree(points: &[f64]) -> Dendrogram {
-        agglomerate(
-            &Geometry::from_points(points, points.len()).unwrap(),
-            Linkage::Average,
-        )
+        agglomerate(&Geometry::from_points(points, points.len()).unwrap(), Linkage::Average)
     }
 
     #[test]
@@ -258,41 +246,25 @@ mod tests {
         );
         assert_eq!(
             refused(Amount::PerLayer(vec![2])),
-            BudgetError::ListLength {
-                given: 1,
-                layers: 2
-            }
+            BudgetError::ListLength { given: 1, layers: 2 }
         );
         assert!(matches!(
             refused(Amount::PerLayer(vec![9, 1])),
-            BudgetError::Count {
-                layer: 0,
-                kept: 9,
-                ..
-            }
+            BudgetError::Count { layer: 0, kept: 9, .. }
         ));
-        assert_eq!(
-            refused(Amount::PerLayer(vec![1, 0])),
-            BudgetError::Zero("per_layer")
-        );
+        assert_eq!(refused(Amount::PerLayer(vec![1, 0])), BudgetError::Zero("per_layer"));
         for percent in [0.0, -1.0, 100.5, f64::NAN, f64::INFINITY] {
             assert!(
                 matches!(refused(Amount::Percent(percent)), BudgetError::Percent(_)),
                 "{percent}"
             );
         }
-        assert_eq!(
-            uniform(Amount::Experts(1)).uniform(&[]),
-            Err(BudgetError::NoLayers)
-        );
+        assert_eq!(uniform(Amount::Experts(1)).uniform(&[]), Err(BudgetError::NoLayers));
         let both = Budget {
             amount: Amount::PerLayer(vec![1]),
             allocation: Allocation::Global,
         };
-        assert_eq!(
-            both.for_merging(&[tree(&[0.0, 1.0])]),
-            Err(BudgetError::FixedLayers)
-        );
+        assert_eq!(both.for_merging(&[tree(&[0.0, 1.0])]), Err(BudgetError::FixedLayers));
     }
 
     #[test]
@@ -303,18 +275,12 @@ mod tests {
             allocation: Allocation::Global,
         };
         // Half up in each layer (2.5 -> 3): six are kept, and both merges happen in the tight layer.
-        assert_eq!(
-            budget.for_merging(&[wide.clone(), tight.clone()]),
-            Ok(vec![4, 2])
-        );
+        assert_eq!(budget.for_merging(&[wide.clone(), tight.clone()]), Ok(vec![4, 2]));
         let budget = Budget {
             amount: Amount::Experts(1),
             allocation: Allocation::Global,
         };
-        assert_eq!(
-            budget.for_merging(&[wide.clone(), tight.clone()]),
-            Ok(vec![1, 1])
-        );
+        assert_eq!(budget.for_merging(&[wide.clone(), tight.clone()]), Ok(vec![1, 1]));
         let budget = Budget {
             amount: Amount::Experts(4),
             allocation: Allocation::Global,
@@ -325,10 +291,7 @@ mod tests {
             amount: Amount::PerLayer(vec![3, 4]),
             allocation: Allocation::Uniform,
         };
-        assert_eq!(
-            budget.for_merging(&[wide.clone(), wide.clone()]),
-            Ok(vec![3, 4])
-        );
+        assert_eq!(budget.for_merging(&[wide.clone(), wide.clone()]), Ok(vec![3, 4]));
         assert_eq!(cheapest_merges(&[wide.clone(), wide], 7), [3, 4]);
     }
 }

@@ -29,9 +29,7 @@ pub enum Linkage {
 
 /// Why a number of groups could not be cut out of a dendrogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{groups} groups of {experts} experts were asked for (hint: choose between 1 and {experts})"
-)]
+#[error("{groups} groups of {experts} experts were asked for (hint: choose between 1 and {experts})")]
 pub struct CutError {
     /// Groups asked for.
     pub groups: usize,
@@ -149,10 +147,7 @@ pub fn agglomerate(geometry: &Geometry, linkage: Linkage) -> Dendrogram {
 /// Nothing is carried from step to step (as the Lance-Williams recurrence would): two pairs of clusters with the same
 /// cross distances must compare equal, whatever the order in which the clusters grew.
 fn between(geometry: &Geometry, linkage: Linkage, a: &[usize], b: &[usize]) -> f64 {
-    let cross = || {
-        a.iter()
-            .flat_map(|&i| b.iter().map(move |&j| geometry.distance(i, j)))
-    };
+    let cross = || a.iter().flat_map(|&i| b.iter().map(move |&j| geometry.distance(i, j)));
     match linkage {
         Linkage::Single => cross().fold(f64::INFINITY, f64::min),
         Linkage::Complete => cross().fold(0.0, f64::max),
@@ -182,11 +177,7 @@ mod tests {
 
     fn labels(points: &[f64], linkage: Linkage, groups: usize) -> Vec<usize> {
         let geometry = Geometry::from_points(points, points.len()).unwrap();
-        agglomerate(&geometry, linkage)
-            .cut(groups)
-            .unwrap()
-            .labels()
-            .to_vec()
+        agglomerate(&geometry, linkage).cut(groups).unwrap().labels().to_vec()
     }
 
     #[test]
@@ -197,35 +188,18 @@ mod tests {
             Linkage::Average,
             Linkage::WardUnsquared,
         ] {
-            assert_eq!(
-                labels(&[0.0, 1.0, 10.0, 11.0], linkage, 2),
-                [0, 0, 1, 1],
-                "{linkage:?}"
-            );
-            assert_eq!(
-                labels(&[11.0, 0.0, 10.0, 1.0], linkage, 2),
-                [0, 1, 0, 1],
-                "{linkage:?}"
-            );
+            assert_eq!(labels(&[0.0, 1.0, 10.0, 11.0], linkage, 2), [0, 0, 1, 1], "{linkage:?}");
+            assert_eq!(labels(&[11.0, 0.0, 10.0, 1.0], linkage, 2), [0, 1, 0, 1], "{linkage:?}");
         }
     }
 
     #[test]
     fn ties_go_to_the_smallest_pair_of_names() {
         // 0-1, 1-2 and 2-3 are equally far: {0,1} first, then {2,3} ties with nothing nearer.
-        assert_eq!(
-            labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Complete, 3),
-            [0, 0, 1, 2]
-        );
-        assert_eq!(
-            labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Complete, 2),
-            [0, 0, 1, 1]
-        );
+        assert_eq!(labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Complete, 3), [0, 0, 1, 2]);
+        assert_eq!(labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Complete, 2), [0, 0, 1, 1]);
         // Single linkage ties {0,1} with 2 and 2 with 3: the pair (0, 2) precedes (2, 3).
-        assert_eq!(
-            labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Single, 2),
-            [0, 0, 0, 1]
-        );
+        assert_eq!(labels(&[0.0, 1.0, 2.0, 3.0], Linkage::Single, 2), [0, 0, 0, 1]);
     }
 
     #[test]
@@ -240,29 +214,9 @@ mod tests {
 
     #[test]
     fn impossible_cuts_are_refused() {
-        let tree = agglomerate(
-            &Geometry::from_points(&[0.0, 1.0], 2).unwrap(),
-            Linkage::Average,
-        );
-        assert_eq!(
-            tree.cut(0),
-            Err(CutError {
-                groups: 0,
-                experts: 2
-            })
-        );
-        assert_eq!(
-            tree.cut(3),
-            Err(CutError {
-                groups: 3,
-                experts: 2
-            })
-        );
-        assert!(
-            tree.cut(3)
-                .unwrap_err()
-                .to_string()
-                .contains("between 1 and 2")
-        );
+        let tree = agglomerate(&Geometry::from_points(&[0.0, 1.0], 2).unwrap(), Linkage::Average);
+        assert_eq!(tree.cut(0), Err(CutError { groups: 0, experts: 2 }));
+        assert_eq!(tree.cut(3), Err(CutError { groups: 3, experts: 2 }));
+        assert!(tree.cut(3).unwrap_err().to_string().contains("between 1 and 2"));
     }
 }

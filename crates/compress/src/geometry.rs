@@ -12,14 +12,10 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// No expert at all.
-    #[error(
-        "a layer with 0 experts cannot be compared (hint: only mixture-of-experts layers have features)"
-    )]
+    #[error("a layer with 0 experts cannot be compared (hint: only mixture-of-experts layers have features)")]
     Empty,
     /// The piece does not hold one slice per expert.
-    #[error(
-        "features of {given} experts were given to a comparison of {expected} (hint: pass one row per expert)"
-    )]
+    #[error("features of {given} experts were given to a comparison of {expected} (hint: pass one row per expert)")]
     ExpertCount {
         /// Experts of the accumulator.
         expected: usize,
@@ -39,9 +35,7 @@ pub enum GeometryError {
         given: usize,
     },
     /// A matrix whose size is no multiple of its row count.
-    #[error(
-        "a matrix of {len} values has no whole rows of {experts} (hint: check the shape of the statistics)"
-    )]
+    #[error("a matrix of {len} values has no whole rows of {experts} (hint: check the shape of the statistics)")]
     Ragged {
         /// Number of values.
         len: usize,
@@ -282,9 +276,7 @@ mod tests {
     #[test]
     fn pieces_rows_and_columns_agree() {
         let (n, d) = (5, 613);
-        let points: Vec<f32> = (0..n * d)
-            .map(|i| ((i * 7919 % 1000) as f32).sin())
-            .collect();
+        let points: Vec<f32> = (0..n * d).map(|i| ((i * 7919 % 1000) as f32).sin()).collect();
         let whole = Geometry::from_points(&points, n).unwrap();
         let mut sums = PairAccumulator::new(n).unwrap();
         for (from, to) in [(0, 100), (100, 101), (101, d)] {
@@ -332,10 +324,7 @@ mod tests {
 
     #[test]
     fn bad_features_are_refused() {
-        assert_eq!(
-            Geometry::from_points::<f32>(&[], 0),
-            Err(GeometryError::Empty)
-        );
+        assert_eq!(Geometry::from_points::<f32>(&[], 0), Err(GeometryError::Empty));
         assert_eq!(
             Geometry::from_points(&[1.0; 7], 2),
             Err(GeometryError::Ragged { len: 7, experts: 2 })

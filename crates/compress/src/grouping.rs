@@ -20,10 +20,7 @@ impl Grouping {
         let mut labels = Vec::with_capacity(names.len());
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for (expert, name) in names.iter().enumerate() {
-            let label = seen
-                .iter()
-                .position(|known| known == name)
-                .unwrap_or(seen.len());
+            let label = seen.iter().position(|known| known == name).unwrap_or(seen.len());
             if label == seen.len() {
                 seen.push(*name);
                 groups.push(Vec::new());
@@ -151,15 +148,8 @@ mod tests {
     #[test]
     fn one_shot_cores_prefer_lower_ids() {
         assert_eq!(cores(&[5, 9, 5, 5], 3), Ok(vec![0, 1, 2]));
-        assert_eq!(
-            cores(&[5, 9], 0),
-            Err(CutError {
-                groups: 0,
-                experts: 2
-            })
-        );
-        let geometry =
-            Geometry::from_points(&[1.0, 0.0, 0.0, 1.0, 0.9, 0.1, -1.0, 2.0], 4).unwrap();
+        assert_eq!(cores(&[5, 9], 0), Err(CutError { groups: 0, experts: 2 }));
+        let geometry = Geometry::from_points(&[1.0, 0.0, 0.0, 1.0, 0.9, 0.1, -1.0, 2.0], 4).unwrap();
         let grouping = one_shot(&geometry, &[4, 4, 1, 1], 2).unwrap();
         assert_eq!(grouping.labels(), [0, 1, 0, 1]);
     }

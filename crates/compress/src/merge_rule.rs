@@ -52,9 +52,7 @@ pub enum MergeError {
         weight: f64,
     },
     /// Tensors of different size.
-    #[error(
-        "a tensor of {given} values was added to a group of {expected} (hint: merged experts must have one shape)"
-    )]
+    #[error("a tensor of {given} values was added to a group of {expected} (hint: merged experts must have one shape)")]
     Length {
         /// Values of the group's tensor.
         expected: usize,
@@ -140,11 +138,7 @@ impl TensorMean {
         if self.weight == 0.0 {
             self.mean.copy_from_slice(tensor);
         } else {
-            accumulate(
-                &mut self.mean,
-                tensor,
-                (weight / (self.weight + weight)) as f32,
-            );
+            accumulate(&mut self.mean, tensor, (weight / (self.weight + weight)) as f32);
         }
         self.weight += weight;
         Ok(())
@@ -190,10 +184,7 @@ mod tests {
     #[test]
     fn weights_follow_usage_and_fall_back_to_the_plain_average() {
         let usage = [0.0, 3.0, 0.0, 1.0];
-        assert_eq!(
-            FREQUENCY.weights(&[1, 2, 3], &usage),
-            Ok(vec![3.0, 0.0, 1.0])
-        );
+        assert_eq!(FREQUENCY.weights(&[1, 2, 3], &usage), Ok(vec![3.0, 0.0, 1.0]));
         assert_eq!(FREQUENCY.weights(&[0, 2], &usage), Ok(vec![1.0, 1.0]));
         let average = MergeRule {
             weighting: Weighting::Average,
@@ -202,10 +193,7 @@ mod tests {
         assert_eq!(average.weights(&[1, 2], &usage), Ok(vec![1.0, 1.0]));
         assert_eq!(
             FREQUENCY.weights(&[4], &usage),
-            Err(MergeError::MissingUsage {
-                expert: 4,
-                given: 4
-            })
+            Err(MergeError::MissingUsage { expert: 4, given: 4 })
         );
         assert!(matches!(
             FREQUENCY.weights(&[0], &[-1.0]),
@@ -223,14 +211,8 @@ mod tests {
         let tensor = [0.1f32, -0.0, 3.3e-39, -7.7e30];
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&merge(&[&tensor], &[3.8e-6])), bits(&tensor));
-        assert_eq!(
-            merge(&[&tensor, &tensor, &tensor], &[1.0, 7.0, 3.0]),
-            tensor
-        );
-        assert_eq!(
-            bits(&merge(&[&[9.0; 4], &tensor], &[0.0, 2.0])),
-            bits(&tensor)
-        );
+        assert_eq!(merge(&[&tensor, &tensor, &tensor], &[1.0, 7.0, 3.0]), tensor);
+        assert_eq!(bits(&merge(&[&[9.0; 4], &tensor], &[0.0, 2.0])), bits(&tensor));
     }
 
     #[test]
@@ -244,10 +226,7 @@ mod tests {
         let mut mean = TensorMean::new(2);
         assert_eq!(
             mean.add(0, &[1.0], 1.0),
-            Err(MergeError::Length {
-                expected: 2,
-                given: 1
-            })
+            Err(MergeError::Length { expected: 2, given: 1 })
         );
         assert!(matches!(
             mean.add(3, &[1.0, 1.0], -1.0),

@@ -29,9 +29,7 @@ pub enum Score {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PruneError {
     /// A count of 0, or more experts than there are.
-    #[error(
-        "{kept} of {experts} experts cannot be kept (hint: choose between {least} and {experts})"
-    )]
+    #[error("{kept} of {experts} experts cannot be kept (hint: choose between {least} and {experts})")]
     Count {
         /// Experts to keep.
         kept: usize,
@@ -94,11 +92,7 @@ pub fn keep_best_global(scores: &[Vec<f64>], kept: usize) -> Result<Vec<Vec<usiz
         finite(layer, row)?;
         let ids = ranked(row);
         keep.push(vec![ids[0]]);
-        rest.extend(
-            ids[1..]
-                .iter()
-                .map(|&expert| (row[expert] + 0.0, layer, expert)),
-        );
+        rest.extend(ids[1..].iter().map(|&expert| (row[expert] + 0.0, layer, expert)));
     }
     // Stable, and `rest` is in order of layer, then rank: ties keep the lower layer and the lower id.
     rest.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -144,10 +138,7 @@ mod tests {
     #[test]
     fn a_global_budget_ranks_across_layers_but_empties_none() {
         let scores = [vec![9.0, 8.0, 7.0], vec![0.1, 0.3, 0.2]];
-        assert_eq!(
-            keep_best_global(&scores, 4),
-            Ok(vec![vec![0, 1, 2], vec![1]])
-        );
+        assert_eq!(keep_best_global(&scores, 4), Ok(vec![vec![0, 1, 2], vec![1]]));
         assert_eq!(keep_best_global(&scores, 2), Ok(vec![vec![0], vec![1]]));
         let ties = [vec![1.0, 1.0], vec![1.0, 1.0]];
         assert_eq!(keep_best_global(&ties, 3), Ok(vec![vec![0, 1], vec![0]]));

@@ -114,11 +114,7 @@ pub enum RecipeError {
     Budget(#[from] BudgetError),
 }
 
-fn refuse<T>(
-    key: &'static str,
-    rule: impl Into<String>,
-    hint: impl Into<String>,
-) -> Result<T, RecipeError> {
+fn refuse<T>(key: &'static str, rule: impl Into<String>, hint: impl Into<String>) -> Result<T, RecipeError> {
     Err(RecipeError::Value {
         key,
         rule: rule.into(),
@@ -227,26 +223,16 @@ const SCORES: Names<Score> = &[
     ("usage-counts", Score::UsageCounts),
     ("router-prob-mean", Score::RouterProbMean),
 ];
-const ALLOCATIONS: Names<Allocation> = &[
-    ("uniform", Allocation::Uniform),
-    ("global", Allocation::Global),
-];
+const ALLOCATIONS: Names<Allocation> = &[("uniform", Allocation::Uniform), ("global", Allocation::Global)];
 
-fn named<T: Copy>(
-    key: &'static str,
-    names: Names<T>,
-    given: Option<&str>,
-) -> Result<T, RecipeError> {
+fn named<T: Copy>(key: &'static str, names: Names<T>, given: Option<&str>) -> Result<T, RecipeError> {
     let Some(given) = given else {
         return Ok(names[0].1);
     };
     if let Some(&(_, value)) = names.iter().find(|(name, _)| *name == given) {
         return Ok(value);
     }
-    let list: Vec<String> = names
-        .iter()
-        .map(|(name, _)| format!("\"{name}\""))
-        .collect();
+    let list: Vec<String> = names.iter().map(|(name, _)| format!("\"{name}\"")).collect();
     refuse(
         key,
         format!("\"{given}\" is not known"),
@@ -267,8 +253,7 @@ impl MergeRecipe {
     /// # Errors
     /// [`RecipeError`], with the key, the broken rule and a hint.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
-        let raw: RawRecipe =
-            toml::from_str(text).map_err(|error| RecipeError::Toml(error.to_string()))?;
+        let raw: RawRecipe = toml::from_str(text).map_err(|error| RecipeError::Toml(error.to_string()))?;
         let method = raw.method()?;
         let budget = match &raw.budget {
             Some(budget) => budget.check()?,
@@ -278,11 +263,7 @@ impl MergeRecipe {
                 "budget = { percent = 50 } keeps half",
             )?,
         };
-        let calibration = raw
-            .calibration
-            .as_ref()
-            .map(RawCalibration::check)
-            .transpose()?;
+        let calibration = raw.calibration.as_ref().map(RawCalibration::check).transpose()?;
         let recipe = Self {
             method,
             budget,
@@ -301,9 +282,9 @@ impl MergeRecipe {
     /// Whether anything is measured on tokens: not if weights are compared and averaged alike.
     pub fn needs_calibration(&self) -> bool {
         match self.method {
-            Method::HcSmoe {
-                similarity, merge, ..
-            } => similarity != Similarity::Weight || merge.weighting == Weighting::Frequency,
+            Method::HcSmoe { similarity, merge, .. } => {
+                similarity != Similarity::Weight || merge.weighting == Weighting::Frequency
+            }
             Method::Prune { .. } => true,
         }
     }
@@ -315,11 +296,7 @@ impl MergeRecipe {
     pub fn to_toml(&self) -> Result<String, RecipeError> {
         let mut raw = RawRecipe {
             budget: Some(RawBudget::try_from(&self.budget)?),
-            calibration: self
-                .calibration
-                .as_ref()
-                .map(RawCalibration::try_from)
-                .transpose()?,
+            calibration: self.calibration.as_ref().map(RawCalibration::try_from).transpose()?,
             ..RawRecipe::default()
         };
         match &self.method {
@@ -382,10 +359,7 @@ impl RawBudget {
             (Some(experts), None, None) => Amount::Experts(count("budget.experts", experts)?),
             (None, Some(percent), None) => Amount::Percent(percent),
             (None, None, Some(list)) => {
-                let counts: Result<Vec<_>, _> = list
-                    .iter()
-                    .map(|&kept| count("budget.per_layer", kept))
-                    .collect();
+                let counts: Result<Vec<_>, _> = list.iter().map(|&kept| count("budget.per_layer", kept)).collect();
                 Amount::PerLayer(counts?)
             }
             _ => refuse(
@@ -420,11 +394,7 @@ impl TryFrom<&Budget> for RawBudget {
             Amount::Experts(experts) => raw.experts = Some(integer(*experts)?),
             Amount::Percent(percent) => raw.percent = Some(*percent),
             Amount::PerLayer(list) => {
-                raw.per_layer = Some(
-                    list.iter()
-                        .map(|&kept| integer(kept))
-                        .collect::<Result<_, _>>()?,
-                );
+                raw.per_layer = Some(list.iter().map(|&kept| integer(kept)).collect::<Result<_, _>>()?);
             }
         }
         Ok(raw)
@@ -461,11 +431,7 @@ impl RawCalibration {
             .transpose()?;
         let seed = match self.seed.map(u64::try_from).transpose() {
             Ok(seed) => seed,
-            Err(_) => refuse(
-                "calibration.seed",
-                "it is negative",
-                "any whole number from 0 on",
-            )?,
+            Err(_) => refuse("calibration.seed", "it is negative", "any whole number from 0 on")?,
         };
         Ok(match source {
             CalibrationSource::Text(_) => Calibration {

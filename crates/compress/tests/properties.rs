@@ -20,10 +20,7 @@ fn experts() -> impl Strategy<Value = Vec<f64>> {
 }
 
 fn tree(points: &[f64], kind: Linkage) -> Dendrogram {
-    agglomerate(
-        &Geometry::from_points(points, points.len() / 3).unwrap(),
-        kind,
-    )
+    agglomerate(&Geometry::from_points(points, points.len() / 3).unwrap(), kind)
 }
 
 proptest! {

@@ -82,8 +82,7 @@ impl Checkpoint {
             for name in shard.names() {
                 if let Some(other) = shard_of.insert(name.to_owned(), i) {
                     let rule = format!("lies in {} as well", file_name(shards[other].path()));
-                    let hint =
-                        "two exports are mixed in this folder; download it again into an empty one";
+                    let hint = "two exports are mixed in this folder; download it again into an empty one";
                     return Err(FormatError::tensor(shard.path(), name, rule, hint));
                 }
             }
@@ -118,9 +117,7 @@ impl Checkpoint {
 
     /// All tensors, foreign types included, in the order of [`Checkpoint::names`].
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.header().tensors())
+        self.shards.iter().flat_map(|shard| shard.header().tensors())
     }
 
     /// What the headers say of the tensor called `name`.
@@ -159,8 +156,7 @@ impl Checkpoint {
     fn shard(&self, name: &str) -> Result<&SafetensorsFile> {
         let shard = self.shard_of.get(name).map(|&i| &self.shards[i]);
         shard.ok_or_else(|| {
-            let hint =
-                "config.json and the weights do not belong together, or the export is incomplete";
+            let hint = "config.json and the weights do not belong together, or the export is incomplete";
             FormatError::tensor(&self.path, name, "is not in this checkpoint", hint)
         })
     }
@@ -180,15 +176,13 @@ impl ShardIndex {
     /// Not JSON, no `weight_map` of strings, a tensor listed twice, no tensor at all, or a file outside of the folder.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         const HINT: &str = "the index is damaged or was edited; download it again";
-        let raw: RawIndex = serde_json::from_slice(json).map_err(|e| {
-            FormatError::place(path, format!("is not a valid shard index: {e}"), HINT)
-        })?;
+        let raw: RawIndex = serde_json::from_slice(json)
+            .map_err(|e| FormatError::place(path, format!("is not a valid shard index: {e}"), HINT))?;
         let mut weight_map = BTreeMap::new();
         for (tensor, file) in raw.weight_map.0 {
             if !stays_within(&file) {
                 let rule = format!("its file {file:?} is not a plain path within the folder");
-                let hint =
-                    "an index must not reach outside of its folder; do not trust this checkpoint";
+                let hint = "an index must not reach outside of its folder; do not trust this checkpoint";
                 return Err(FormatError::tensor(path, &tensor, rule, hint));
             }
             if let Some(other) = weight_map.get(&tensor) {
@@ -198,12 +192,7 @@ impl ShardIndex {
             weight_map.insert(tensor, file);
         }
         if weight_map.is_empty() {
-            return Err(FormatError::key(
-                path,
-                "weight_map",
-                "lists no tensors",
-                HINT,
-            ));
+            return Err(FormatError::key(path, "weight_map", "lists no tensors", HINT));
         }
         Ok(Self { weight_map })
     }
@@ -216,9 +205,7 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
         if !shards.contains_key(file) {
             let path = folder.join(file);
             if !path.exists() {
-                let rule = format!(
-                    "does not exist; the index needs it, for tensor {tensor:?} among others"
-                );
+                let rule = format!("does not exist; the index needs it, for tensor {tensor:?} among others");
                 return Err(FormatError::place(
                     &path,
                     rule,
@@ -274,9 +261,7 @@ fn stays_within(file: &str) -> bool {
 }
 
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }
 
 #[derive(Deserialize)]
@@ -295,10 +280,7 @@ impl<'de> Deserialize<'de> for Pairs {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of file names")
             }
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Pairs, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);

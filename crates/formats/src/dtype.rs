@@ -45,10 +45,7 @@ const NATIVE: [Dtype; 8] = [
 ];
 
 const FOREIGN: [ForeignDtype; 14] = [
-    ForeignDtype {
-        name: "F4",
-        bits: 4,
-    },
+    ForeignDtype { name: "F4", bits: 4 },
     ForeignDtype {
         name: "F6_E2M3",
         bits: 6,
@@ -57,10 +54,7 @@ const FOREIGN: [ForeignDtype; 14] = [
         name: "F6_E3M2",
         bits: 6,
     },
-    ForeignDtype {
-        name: "I8",
-        bits: 8,
-    },
+    ForeignDtype { name: "I8", bits: 8 },
     ForeignDtype {
         name: "F8_E5M2",
         bits: 8,
@@ -81,26 +75,11 @@ const FOREIGN: [ForeignDtype; 14] = [
         name: "F8_E5M2FNUZ",
         bits: 8,
     },
-    ForeignDtype {
-        name: "I16",
-        bits: 16,
-    },
-    ForeignDtype {
-        name: "U16",
-        bits: 16,
-    },
-    ForeignDtype {
-        name: "U32",
-        bits: 32,
-    },
-    ForeignDtype {
-        name: "C64",
-        bits: 64,
-    },
-    ForeignDtype {
-        name: "U64",
-        bits: 64,
-    },
+    ForeignDtype { name: "I16", bits: 16 },
+    ForeignDtype { name: "U16", bits: 16 },
+    ForeignDtype { name: "U32", bits: 32 },
+    ForeignDtype { name: "C64", bits: 64 },
+    ForeignDtype { name: "U64", bits: 64 },
 ];
 
 impl Dtype {

@@ -65,9 +65,7 @@ impl FormatError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Io { error, .. } => io_hint(error.kind()),
-            Self::Place { hint, .. } | Self::Tensor { hint, .. } | Self::Key { hint, .. } => {
-                Some(hint)
-            }
+            Self::Place { hint, .. } | Self::Tensor { hint, .. } | Self::Key { hint, .. } => Some(hint),
         }
     }
 
@@ -87,12 +85,7 @@ impl FormatError {
         }
     }
 
-    pub(crate) fn tensor(
-        path: &Path,
-        tensor: &str,
-        rule: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn tensor(path: &Path, tensor: &str, rule: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Tensor {
             path: path.to_owned(),
             tensor: tensor.to_owned(),
@@ -101,12 +94,7 @@ impl FormatError {
         }
     }
 
-    pub(crate) fn key(
-        path: &Path,
-        key: &str,
-        rule: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn key(path: &Path, key: &str, rule: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Key {
             path: path.to_owned(),
             key: key.to_owned(),

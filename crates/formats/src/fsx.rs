@@ -36,9 +36,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// It does not exist, is a folder, or may not be read.
 pub fn open(path: &Path) -> Result<File> {
     let file = File::open(path).map_err(FormatError::io(path, "open it"))?;
-    let meta = file
-        .metadata()
-        .map_err(FormatError::io(path, "read its size"))?;
+    let meta = file.metadata().map_err(FormatError::io(path, "read its size"))?;
     if !meta.is_file() {
         return Err(FormatError::place(
             path,
@@ -57,10 +55,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = with_suffix(path, &format!(".tmp-{}", std::process::id()));
     let written = (|| {
         let mut file = File::create(&temporary).map_err(FormatError::io(path, "write it"))?;
-        file.write_all(bytes)
-            .map_err(FormatError::io(path, "write it"))?;
-        file.sync_all()
-            .map_err(FormatError::io(path, "flush it to the disk"))?;
+        file.write_all(bytes).map_err(FormatError::io(path, "write it"))?;
+        file.sync_all().map_err(FormatError::io(path, "flush it to the disk"))?;
         rename(&temporary, path)
     })();
     if written.is_err() {
@@ -113,9 +109,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     loop {
-        let n = file
-            .read(&mut piece)
-            .map_err(FormatError::io(path, "read it"))?;
+        let n = file.read(&mut piece).map_err(FormatError::io(path, "read it"))?;
         if n == 0 {
             return Ok(hex(&hasher.finalize()));
         }
@@ -179,10 +173,7 @@ mod tests {
         );
         assert_eq!(error.hint(), Some("check the spelling of the path"));
         let error = open(dir.path()).unwrap_err();
-        assert!(
-            error.to_string().ends_with("is not a regular file"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("is not a regular file"), "{error}");
     }
 
     #[test]

@@ -9,9 +9,7 @@
 //! Writing: [`OutputFolder`] (journal, lock, rename at the end) around [`ShardedWriter`] (bounded memory, resumable).
 
 #[cfg(target_endian = "big")]
-compile_error!(
-    "checkpoints are little-endian and are used in place; big-endian machines are not supported"
-);
+compile_error!("checkpoints are little-endian and are used in place; big-endian machines are not supported");
 
 pub mod checkpoint;
 pub mod dtype;

@@ -90,9 +90,7 @@ impl OutputFolder {
             (Vec::new(), 0)
         };
         // Cuts a torn last line, or everything when starting again.
-        let cut = journal
-            .set_len(journal_len)
-            .and_then(|()| journal.sync_all());
+        let cut = journal.set_len(journal_len).and_then(|()| journal.sync_all());
         cut.map_err(FormatError::io(&journal_path, "prepare the journal"))?;
         fsx::sync_dir(&partial)?;
         Ok(Self {
@@ -162,10 +160,7 @@ impl OutputFolder {
                 // Put the old one back; if that fails, too, it is still there under the other name.
                 let _ = fs::rename(&replaced, &self.target);
             }
-            return Err(FormatError::io(
-                &self.target,
-                "give the finished folder its name",
-            )(e));
+            return Err(FormatError::io(&self.target, "give the finished folder its name")(e));
         }
         // Only now: without its journal, a `.partial` would lose hours of work to a kill before the rename.
         let journal = self.target.join(JOURNAL);
@@ -173,8 +168,7 @@ impl OutputFolder {
         fsx::sync_dir(&self.target)?;
         fsx::sync_parent(&self.target)?;
         if replaces {
-            fs::remove_dir_all(&replaced)
-                .map_err(FormatError::io(&replaced, "remove the replaced folder"))?;
+            fs::remove_dir_all(&replaced).map_err(FormatError::io(&replaced, "remove the replaced folder"))?;
         }
         Ok(())
     }
@@ -230,11 +224,7 @@ fn open_locked(partial: &Path, path: &Path) -> Result<File> {
         let hint = "wait for it to end, or choose another output folder";
         FormatError::place(partial, "another process is writing it", hint)
     };
-    let open = File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .open(path);
+    let open = File::options().read(true).append(true).create(true).open(path);
     let file = open.map_err(FormatError::io(path, "open the journal"))?;
     match file.try_lock() {
         Ok(()) => {}
@@ -242,9 +232,7 @@ fn open_locked(partial: &Path, path: &Path) -> Result<File> {
         Err(TryLockError::Error(e)) => return Err(FormatError::io(path, "lock the journal")(e)),
     }
     // Between our opening and our locking, its owner may have finished and moved it.
-    let ours = file
-        .metadata()
-        .map_err(FormatError::io(path, "lock the journal"))?;
+    let ours = file.metadata().map_err(FormatError::io(path, "lock the journal"))?;
     match fs::metadata(path) {
         Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(file),
         _ => Err(busy()),
@@ -255,9 +243,7 @@ fn open_locked(partial: &Path, path: &Path) -> Result<File> {
 /// cut short or, after a power failure, filled with zeros; what that line spoke of is done again.
 fn read_journal(path: &Path, journal: &mut File) -> Result<(Vec<Value>, u64)> {
     let mut bytes = Vec::new();
-    let read = journal
-        .rewind()
-        .and_then(|()| journal.read_to_end(&mut bytes));
+    let read = journal.rewind().and_then(|()| journal.read_to_end(&mut bytes));
     read.map_err(FormatError::io(path, "read the journal"))?;
     let mut entries = Vec::new();
     let mut whole = 0;

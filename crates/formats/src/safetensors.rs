@@ -36,8 +36,7 @@ pub(crate) const METADATA_KEY: &str = "__metadata__";
 const DAMAGED: &str = "the file is truncated or was edited; download it again";
 const TRUNCATED: &str = "the file is truncated; download it again";
 const NOT_SAFETENSORS: &str = "this is not a safetensors file, or it is damaged; download it again";
-const LFS_POINTER: &str =
-    "this is a Git LFS pointer, not the weights; run `git lfs pull` in that folder";
+const LFS_POINTER: &str = "this is a Git LFS pointer, not the weights; run `git lfs pull` in that folder";
 
 /// What the header says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,12 +125,7 @@ impl Header {
                 "the file holds {} other tensors; compare their names",
                 self.tensors.len()
             );
-            return Err(FormatError::tensor(
-                &self.path,
-                name,
-                "is not in this file",
-                hint,
-            ));
+            return Err(FormatError::tensor(&self.path, name, "is not in this file", hint));
         };
         if let Dtype::Foreign(_) = info.dtype {
             let rule = format!("its type {} is not supported", info.dtype);
@@ -252,20 +246,15 @@ fn header_json<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a str, usize)> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES as u64 {
-        let rule =
-            format!("says its header is {length} bytes long, the format allows {MAX_HEADER_BYTES}");
+        let rule = format!("says its header is {length} bytes long, the format allows {MAX_HEADER_BYTES}");
         return Err(place(rule, NOT_SAFETENSORS));
     }
     let length = length as usize;
     let Some(json) = rest.get(..length) else {
-        let rule = format!(
-            "says its header is {length} bytes long, only {} follow",
-            rest.len()
-        );
+        let rule = format!("says its header is {length} bytes long, only {} follow", rest.len());
         return Err(place(rule, TRUNCATED));
     };
-    let json = std::str::from_utf8(json)
-        .map_err(|e| place(format!("header is not UTF-8: {e}"), NOT_SAFETENSORS))?;
+    let json = std::str::from_utf8(json).map_err(|e| place(format!("header is not UTF-8: {e}"), NOT_SAFETENSORS))?;
     Ok((json, LENGTH_BYTES + length))
 }
 
@@ -281,10 +270,7 @@ fn checked_entry(path: &Path, name: String, entry: RawEntry) -> Result<TensorInf
         return broken(format!("dtype {dtype:?} is none of the format's"), DAMAGED);
     };
     let Some(span) = end.checked_sub(start) else {
-        return broken(
-            format!("data_offsets [{start}, {end}] end before they start"),
-            DAMAGED,
-        );
+        return broken(format!("data_offsets [{start}, {end}] end before they start"), DAMAGED);
     };
     match dtype.byte_len(&shape) {
         Some(needed) if needed == span => Ok(TensorInfo {
@@ -294,9 +280,7 @@ fn checked_entry(path: &Path, name: String, entry: RawEntry) -> Result<TensorInf
             range: start..end,
         }),
         Some(needed) => {
-            let rule = format!(
-                "shape {shape:?} of {dtype} needs {needed} bytes, its data_offsets span {span}"
-            );
+            let rule = format!("shape {shape:?} of {dtype} needs {needed} bytes, its data_offsets span {span}");
             broken(rule, DAMAGED)
         }
         None => broken(
@@ -393,10 +377,7 @@ impl RawHeader {
 
 impl<'de> DeserializeSeed<'de> for &mut RawHeader {
     type Value = ();
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
         deserializer.deserialize_map(self)
     }
 }

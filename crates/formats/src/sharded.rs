@@ -82,11 +82,7 @@ impl ShardedWriter {
             } else {
                 format!("model-{:05}-of-{n:05}.safetensors", i + 1)
             };
-            weight_map.extend(
-                specs
-                    .iter()
-                    .map(|spec| (spec.name.clone(), Value::from(file.as_str()))),
-            );
+            weight_map.extend(specs.iter().map(|spec| (spec.name.clone(), Value::from(file.as_str()))));
             shards.push(Shard {
                 path: dir.join(file),
                 specs,
@@ -136,12 +132,7 @@ impl ShardedWriter {
         while left > 0 {
             let shard = &writer.shards[writer.at];
             let here = left.min(shard.specs.len());
-            let file = SafetensorsWriter::resume(
-                &shard.path,
-                shard.specs.clone(),
-                &writer.metadata,
-                here,
-            )?;
+            let file = SafetensorsWriter::resume(&shard.path, shard.specs.clone(), &writer.metadata, here)?;
             writer.current = Some(file);
             writer.close_if_complete()?;
             left -= here;
@@ -162,8 +153,7 @@ impl ShardedWriter {
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<bool> {
         if self.current.is_none() {
             let Some(shard) = self.shards.get(self.at) else {
-                let hint =
-                    "this is a fault in the code that writes the checkpoint; please report it";
+                let hint = "this is a fault in the code that writes the checkpoint; please report it";
                 return Err(FormatError::tensor(
                     &self.dir,
                     name,
@@ -177,10 +167,7 @@ impl ShardedWriter {
                 &self.metadata,
             )?);
         }
-        let current = self
-            .current
-            .as_mut()
-            .expect("invariant: the lines above set it");
+        let current = self.current.as_mut().expect("invariant: the lines above set it");
         if !current.write(name, bytes)? {
             return Ok(false);
         }
@@ -215,9 +202,7 @@ impl ShardedWriter {
         while let Some(shard) = self.shards.get(self.at) {
             let current = match self.current.take() {
                 Some(current) => current,
-                None => {
-                    SafetensorsWriter::create(&shard.path, shard.specs.clone(), &self.metadata)?
-                }
+                None => SafetensorsWriter::create(&shard.path, shard.specs.clone(), &self.metadata)?,
             };
             // Says which tensor is missing; only the one empty file of an empty declaration gets past it.
             current.finish()?;
@@ -239,11 +224,7 @@ impl ShardedWriter {
 }
 
 /// Cuts the list where the next tensor would exceed `max_bytes`; at least one group, and the bytes of all.
-fn split(
-    dir: &Path,
-    declared: Vec<TensorSpec>,
-    max_bytes: u64,
-) -> Result<(Vec<Vec<TensorSpec>>, u64)> {
+fn split(dir: &Path, declared: Vec<TensorSpec>, max_bytes: u64) -> Result<(Vec<Vec<TensorSpec>>, u64)> {
     let mut groups = vec![Vec::new()];
     let (mut in_group, mut total) = (0_u64, 0_u64);
     for spec in declared {

@@ -68,21 +68,13 @@ impl TensorView<'_> {
 
     fn elements<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> Vec<T> {
         let (elements, rest) = self.bytes.as_chunks::<N>();
-        debug_assert!(
-            rest.is_empty(),
-            "the length was checked when the file was opened"
-        );
+        debug_assert!(rest.is_empty(), "the length was checked when the file was opened");
         elements.iter().map(|&element| read(element)).collect()
     }
 
     fn wrong_type(&self, wanted: &str) -> FormatError {
         let rule = format!("holds {}, where {wanted} is needed", self.dtype);
-        FormatError::tensor(
-            self.path,
-            self.name,
-            rule,
-            "store the tensor in one of these types",
-        )
+        FormatError::tensor(self.path, self.name, rule, "store the tensor in one of these types")
     }
 }
 

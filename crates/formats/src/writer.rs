@@ -58,11 +58,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// Lays out `specs`. Wider types come first in the file (in declared order among themselves), so that every tensor
     /// starts at a multiple of its element size, and readers may use it in place.
-    pub(crate) fn new(
-        path: &Path,
-        specs: &[TensorSpec],
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Self> {
+    pub(crate) fn new(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, String>) -> Result<Self> {
         let mut order: Vec<usize> = (0..specs.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(specs[i].dtype.bits()));
 
@@ -75,19 +71,16 @@ impl Layout {
         for i in order {
             let TensorSpec { name, dtype, shape } = &specs[i];
             let start = end;
-            end = byte_len(path, &specs[i])?
-                .checked_add(start)
-                .ok_or_else(|| {
-                    FormatError::tensor(
-                        path,
-                        name,
-                        "ends beyond what a file can hold",
-                        "write it to a file of its own",
-                    )
-                })?;
+            end = byte_len(path, &specs[i])?.checked_add(start).ok_or_else(|| {
+                FormatError::tensor(
+                    path,
+                    name,
+                    "ends beyond what a file can hold",
+                    "write it to a file of its own",
+                )
+            })?;
             ranges[i] = start..end;
-            let entry =
-                json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
+            let entry = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
             if name == METADATA_KEY || header.insert(name.clone(), entry).is_some() {
                 let rule = "is declared twice, or is the format's reserved name";
                 return Err(FormatError::tensor(path, name, rule, OUR_FAULT));
@@ -101,11 +94,7 @@ impl Layout {
                 "its header would be {} bytes long, the format allows {MAX_HEADER_BYTES}",
                 json.len()
             );
-            return Err(FormatError::place(
-                path,
-                rule,
-                "write fewer tensors, or smaller shards",
-            ));
+            return Err(FormatError::place(path, rule, "write fewer tensors, or smaller shards"));
         }
         let mut header = (json.len() as u64).to_le_bytes().to_vec();
         header.append(&mut json);
@@ -150,17 +139,12 @@ impl SafetensorsWriter {
     /// # Errors
     /// A tensor is declared twice or is too large to count, the header would exceed the format's limit, or the file
     /// cannot be written.
-    pub fn create(
-        path: &Path,
-        specs: Vec<TensorSpec>,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Self> {
+    pub fn create(path: &Path, specs: Vec<TensorSpec>, metadata: &BTreeMap<String, String>) -> Result<Self> {
         let Layout { header, ranges } = Layout::new(path, &specs, metadata)?;
         let partial = partial_path(path);
         let file = File::create(&partial).map_err(FormatError::io(path, "create it"))?;
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        out.write_all(&header)
-            .map_err(FormatError::io(path, "write it"))?;
+        out.write_all(&header).map_err(FormatError::io(path, "write it"))?;
         let position = Some(header.len() as u64);
         Ok(Self {
             path: path.to_owned(),
@@ -206,9 +190,7 @@ impl SafetensorsWriter {
             return Err(FormatError::place(&partial, rule, hint));
         }
         let mut found = Vec::new();
-        let read = (&mut file)
-            .take(header.len() as u64)
-            .read_to_end(&mut found);
+        let read = (&mut file).take(header.len() as u64).read_to_end(&mut found);
         read.map_err(FormatError::io(&partial, "read its header"))?;
         if found != header {
             let rule = "was started for other tensors than are to be written now";
@@ -249,9 +231,7 @@ impl SafetensorsWriter {
         let Range { start, end } = self.ranges[self.next];
         let (declared, total) = (end - start, self.written + bytes.len() as u64);
         if total > declared {
-            return misuse(format!(
-                "is written with {total} bytes, {declared} were declared"
-            ));
+            return misuse(format!("is written with {total} bytes, {declared} were declared"));
         }
         self.write_at(start + self.written, bytes)
             .map_err(FormatError::io(&self.path, "write it"))?;
@@ -280,9 +260,7 @@ impl SafetensorsWriter {
     /// # Errors
     /// The disk refuses.
     pub fn sync(&mut self) -> Result<()> {
-        self.out
-            .flush()
-            .map_err(FormatError::io(&self.path, "write it"))?;
+        self.out.flush().map_err(FormatError::io(&self.path, "write it"))?;
         self.out
             .get_ref()
             .sync_data()
@@ -297,16 +275,9 @@ impl SafetensorsWriter {
         if let Some(missing) = self.expected() {
             let Range { start, end } = self.ranges[self.next];
             let rule = format!("{} of its {} bytes are written", self.written, end - start);
-            return Err(FormatError::tensor(
-                &self.path,
-                &missing.name,
-                rule,
-                OUR_FAULT,
-            ));
+            return Err(FormatError::tensor(&self.path, &missing.name, rule, OUR_FAULT));
         }
-        self.out
-            .flush()
-            .map_err(FormatError::io(&self.path, "write it"))?;
+        self.out.flush().map_err(FormatError::io(&self.path, "write it"))?;
         self.out
             .get_ref()
             .sync_all()
@@ -324,28 +295,23 @@ pub type MemoryTensor<'a> = (&'a str, Dtype, &'a [usize], &'a [u8]);
 /// # Errors
 /// The bytes of a tensor are not as many as its shape needs, a name occurs twice, or the file cannot be written; nothing
 /// is then changed at `path`.
-pub fn write_file(
-    path: &Path,
-    tensors: &[MemoryTensor<'_>],
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+pub fn write_file(path: &Path, tensors: &[MemoryTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
     let specs = tensors
         .iter()
         .map(|&(name, dtype, shape, _)| TensorSpec::new(name, dtype, shape))
         .collect();
     let mut writer = SafetensorsWriter::create(path, specs, metadata)?;
     let partial = writer.partial.clone();
-    let written =
-        tensors
-            .iter()
-            .try_for_each(|(name, _, _, bytes)| match writer.write(name, bytes) {
-                Ok(true) => Ok(()),
-                Ok(false) => {
-                    let rule = format!("has {} bytes, its shape needs more", bytes.len());
-                    Err(FormatError::tensor(path, name, rule, OUR_FAULT))
-                }
-                Err(e) => Err(e),
-            });
+    let written = tensors
+        .iter()
+        .try_for_each(|(name, _, _, bytes)| match writer.write(name, bytes) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let rule = format!("has {} bytes, its shape needs more", bytes.len());
+                Err(FormatError::tensor(path, name, rule, OUR_FAULT))
+            }
+            Err(e) => Err(e),
+        });
     let result = written.and_then(|()| writer.finish());
     if result.is_err() {
         // Best effort: the first failure is the one worth reporting.
@@ -367,8 +333,5 @@ pub(crate) fn partial_path(path: &Path) -> PathBuf {
 /// The first name that occurs twice among `specs`.
 pub(crate) fn first_duplicate(specs: &[TensorSpec]) -> Option<&str> {
     let mut seen = HashSet::with_capacity(specs.len());
-    specs
-        .iter()
-        .map(|s| s.name.as_str())
-        .find(|name| !seen.insert(*name))
+    specs.iter().map(|s| s.name.as_str()).find(|name| !seen.insert(*name))
 }

@@ -6,8 +6,7 @@ use std::{
 };
 
 use ounce_formats::{
-    Checkpoint, Dtype, FormatError, SafetensorsFile, checkpoint::ShardIndex, safetensors::Header,
-    write_file,
+    Checkpoint, Dtype, FormatError, SafetensorsFile, checkpoint::ShardIndex, safetensors::Header, write_file,
 };
 use serde_json::json;
 
@@ -23,10 +22,7 @@ fn refusal(bytes: &[u8]) -> (String, String) {
 }
 
 fn said(error: &FormatError) -> (String, String) {
-    (
-        error.to_string(),
-        error.hint().unwrap_or_default().to_owned(),
-    )
+    (error.to_string(), error.hint().unwrap_or_default().to_owned())
 }
 
 #[track_caller]
@@ -52,11 +48,7 @@ fn wrong_length_in_the_words_of_the_documentation() {
 
 #[test]
 fn header_lengths() {
-    assert_refused(
-        &[],
-        "has 0 bytes, a safetensors file starts with 8",
-        "truncated",
-    );
+    assert_refused(&[], "has 0 bytes, a safetensors file starts with 8", "truncated");
     assert_refused(&[1, 2, 3], "has 3 bytes", "truncated");
     let mut huge = (1_u64 << 63).to_le_bytes().to_vec();
     huge.extend(b"{}");
@@ -72,16 +64,9 @@ fn header_lengths() {
         "header is 100000001 bytes long, the format allows 100000000",
         "not a safetensors",
     );
-    let mut cut = file(
-        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
-        1,
-    );
+    let mut cut = file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1);
     cut.truncate(20);
-    assert_refused(
-        &cut,
-        "says its header is 53 bytes long, only 12 follow",
-        "truncated",
-    );
+    assert_refused(&cut, "says its header is 53 bytes long, only 12 follow", "truncated");
     assert_refused(
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
         "not a safetensors",
@@ -91,16 +76,8 @@ fn header_lengths() {
 
 #[test]
 fn header_text() {
-    assert_refused(
-        &file("{\"a", 0),
-        "header is not valid JSON",
-        "not a safetensors file",
-    );
-    assert_refused(
-        &file("[]", 0),
-        "header is not valid JSON",
-        "not a safetensors file",
-    );
+    assert_refused(&file("{\"a", 0), "header is not valid JSON", "not a safetensors file");
+    assert_refused(&file("[]", 0), "header is not valid JSON", "not a safetensors file");
     assert_refused(
         &file("{} {}", 0),
         "header is not valid JSON: trailing characters",
@@ -110,17 +87,9 @@ fn header_text() {
     bytes[9] = 0xff;
     assert_refused(&bytes, "header is not UTF-8", "not a safetensors file");
     let deep = format!(r#"{{"a":{}"#, "[".repeat(100_000));
-    assert_refused(
-        &file(&deep, 0),
-        r#"tensor "a": header entry is malformed"#,
-        "edited",
-    );
+    assert_refused(&file(&deep, 0), r#"tensor "a": header entry is malformed"#, "edited");
     let deep = format!(r#"{{"a":{{"dtype":"U8","x":{}"#, "[".repeat(100_000));
-    assert_refused(
-        &file(&deep, 0),
-        r#"tensor "a": header entry is malformed"#,
-        "edited",
-    );
+    assert_refused(&file(&deep, 0), r#"tensor "a": header entry is malformed"#, "edited");
 }
 
 #[test]
@@ -247,7 +216,8 @@ fn coverage_of_the_data() {
 
 #[test]
 fn duplicate_names() {
-    let header = r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}"#;
+    let header =
+        r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}"#;
     assert_refused(
         &file(header, 4),
         r#"tensor "a": is listed twice in the header"#,
@@ -271,10 +241,7 @@ fn what_cannot_be_asked_of_a_good_file() {
     assert!(hint.contains("BF16"), "{hint}");
     assert!(opened.region("a").is_err());
     let (message, _) = said(&opened.region("b").unwrap_err());
-    assert!(
-        message.ends_with(r#"tensor "b": is not in this file"#),
-        "{message}"
-    );
+    assert!(message.ends_with(r#"tensor "b": is not in this file"#), "{message}");
     let (message, _) = said(&opened.view("n").unwrap().to_f32_vec().unwrap_err());
     assert!(
         message.ends_with(r#"tensor "n": holds U8, where F32, F64, F16 or BF16 is needed"#),
@@ -296,18 +263,8 @@ fn what_cannot_be_asked_of_a_good_file() {
 fn sharded(dir: &Path, weight_map: &serde_json::Value) -> PathBuf {
     fs::write(dir.join("config.json"), "{}").unwrap();
     let none = std::collections::BTreeMap::new();
-    write_file(
-        &dir.join("one.safetensors"),
-        &[("a", Dtype::U8, &[2], &[1, 2])],
-        &none,
-    )
-    .unwrap();
-    write_file(
-        &dir.join("two.safetensors"),
-        &[("b", Dtype::U8, &[2], &[3, 4])],
-        &none,
-    )
-    .unwrap();
+    write_file(&dir.join("one.safetensors"), &[("a", Dtype::U8, &[2], &[1, 2])], &none).unwrap();
+    write_file(&dir.join("two.safetensors"), &[("b", Dtype::U8, &[2], &[3, 4])], &none).unwrap();
     let index = json!({ "metadata": { "total_size": 4 }, "weight_map": weight_map });
     fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
     dir.to_owned()
@@ -324,11 +281,7 @@ fn assert_folder_refused(dir: &Path, message: &str, hint: &str) {
 fn folders_without_their_files() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();
-    assert_folder_refused(
-        &dir.join("absent"),
-        "absent: does not exist",
-        "Hugging Face folder",
-    );
+    assert_folder_refused(&dir.join("absent"), "absent: does not exist", "Hugging Face folder");
     assert_folder_refused(dir, "config.json: does not exist", "holds config.json");
     fs::write(dir.join("config.json"), "{").unwrap();
     assert_folder_refused(dir, "config.json: is not valid JSON", "damaged");
@@ -368,34 +321,23 @@ fn shards_that_do_not_fit_the_index() {
         "{message}"
     );
 
-    sharded(
-        &dir,
-        &json!({ "a": "one.safetensors", "b": "three.safetensors" }),
-    );
+    sharded(&dir, &json!({ "a": "one.safetensors", "b": "three.safetensors" }));
     assert_folder_refused(
         &dir,
         r#"three.safetensors: does not exist; the index needs it, for tensor "b""#,
         "incomplete",
     );
-    sharded(
-        &dir,
-        &json!({ "a": "one.safetensors", "b": "one.safetensors" }),
-    );
+    sharded(&dir, &json!({ "a": "one.safetensors", "b": "one.safetensors" }));
     assert_folder_refused(
         &dir,
         r#"one.safetensors: tensor "b": is not in this file"#,
         "different exports",
     );
 
-    sharded(
-        &dir,
-        &json!({ "a": "one.safetensors", "b": "two.safetensors" }),
-    );
+    sharded(&dir, &json!({ "a": "one.safetensors", "b": "two.safetensors" }));
     let none = std::collections::BTreeMap::new();
-    let both: &[ounce_formats::writer::MemoryTensor<'_>] = &[
-        ("a", Dtype::U8, &[2], &[1, 2]),
-        ("b", Dtype::U8, &[2], &[3, 4]),
-    ];
+    let both: &[ounce_formats::writer::MemoryTensor<'_>] =
+        &[("a", Dtype::U8, &[2], &[1, 2]), ("b", Dtype::U8, &[2], &[3, 4])];
     write_file(&dir.join("two.safetensors"), both, &none).unwrap();
     assert_folder_refused(
         &dir,
@@ -414,17 +356,12 @@ fn shards_that_do_not_fit_the_index() {
 #[test]
 fn indices_by_themselves() {
     let refused = |json: &str, message: &str, hint: &str| {
-        let error = ShardIndex::parse(Path::new("index.json"), json.as_bytes())
-            .expect_err("malformed on purpose");
+        let error = ShardIndex::parse(Path::new("index.json"), json.as_bytes()).expect_err("malformed on purpose");
         let (got, got_hint) = said(&error);
         assert!(got.contains(message), "message: {got}");
         assert!(got_hint.contains(hint), "hint: {got_hint}");
     };
-    refused(
-        "{",
-        "index.json: is not a valid shard index",
-        "download it again",
-    );
+    refused("{", "index.json: is not a valid shard index", "download it again");
     refused("{}", "missing field `weight_map`", "download it again");
     refused(
         r#"{"weight_map":{"a":1}}"#,
@@ -442,26 +379,10 @@ fn indices_by_themselves() {
         r#"tensor "a": is listed twice, for x.safetensors and for y.safetensors"#,
         "download it again",
     );
-    for path in [
-        "../x.safetensors",
-        "/etc/passwd",
-        "a/../../x",
-        "",
-        ".",
-        "./x",
-        "x/..",
-    ] {
+    for path in ["../x.safetensors", "/etc/passwd", "a/../../x", "", ".", "./x", "x/.."] {
         let json = json!({ "weight_map": { "a": path } }).to_string();
-        refused(
-            &json,
-            "is not a plain path within the folder",
-            "do not trust",
-        );
+        refused(&json, "is not a plain path within the folder", "do not trust");
     }
-    let inner = ShardIndex::parse(
-        Path::new("i"),
-        br#"{"weight_map":{"a":"part/x.safetensors"}}"#,
-    )
-    .unwrap();
+    let inner = ShardIndex::parse(Path::new("i"), br#"{"weight_map":{"a":"part/x.safetensors"}}"#).unwrap();
     assert_eq!(inner.weight_map["a"], "part/x.safetensors");
 }

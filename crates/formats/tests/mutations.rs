@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use ounce_formats::{
-    Checkpoint, Dtype, ShardOptions, ShardedWriter, TensorSpec, as_bytes, checkpoint::ShardIndex,
-    safetensors::Header, write_file,
+    Checkpoint, Dtype, ShardOptions, ShardedWriter, TensorSpec, as_bytes, checkpoint::ShardIndex, safetensors::Header,
+    write_file,
 };
 
 /// SplitMix64: the same damage on every machine.
@@ -81,8 +81,7 @@ fn damaged_files_are_refused_or_read() {
         match Header::parse(Path::new("m"), &bytes) {
             Ok(header) => {
                 accepted += 1;
-                let theirs = safetensors::SafeTensors::deserialize(&bytes)
-                    .expect("accepted by us, so by the crate");
+                let theirs = safetensors::SafeTensors::deserialize(&bytes).expect("accepted by us, so by the crate");
                 assert_eq!(theirs.len(), header.tensors().len());
                 for info in header.tensors() {
                     let peer = theirs.tensor(&info.name).unwrap();
@@ -119,10 +118,7 @@ fn every_truncation_is_refused() {
     let good = good_file();
     assert!(Header::parse(Path::new("m"), &good).is_ok());
     for end in 0..good.len() {
-        assert!(
-            Header::parse(Path::new("m"), &good[..end]).is_err(),
-            "cut at {end}"
-        );
+        assert!(Header::parse(Path::new("m"), &good[..end]).is_err(), "cut at {end}");
     }
 }
 
@@ -166,10 +162,7 @@ fn damaged_folders_are_refused_or_read() {
                 }
                 Err(error) => {
                     refused += 1;
-                    assert!(
-                        error.to_string().contains(&*dir.to_string_lossy()),
-                        "{error}"
-                    );
+                    assert!(error.to_string().contains(&*dir.to_string_lossy()), "{error}");
                 }
             }
         }
@@ -187,8 +180,7 @@ fn damaged_indices_never_lead_outside() {
     let mut random = Random(3);
     let mut accepted = 0;
     for _ in 0..20_000 {
-        let Ok(index) = ShardIndex::parse(Path::new("i"), &damaged(good, good.len(), &mut random))
-        else {
+        let Ok(index) = ShardIndex::parse(Path::new("i"), &damaged(good, good.len(), &mut random)) else {
             continue;
         };
         accepted += 1;

@@ -109,11 +109,7 @@ fn an_out_that_appears_meanwhile_is_not_replaced() {
     fs::create_dir(&out).unwrap();
     let error = folder.finish().unwrap_err();
     assert!(error.to_string().contains("out: exists already"), "{error}");
-    assert_eq!(
-        names(dir.path()),
-        ["out", "out.partial"],
-        "the work is still there"
-    );
+    assert_eq!(names(dir.path()), ["out", "out.partial"], "the work is still there");
 }
 
 #[test]
@@ -156,11 +152,7 @@ fn a_folder_of_somebody_else_is_not_cleared() {
     fs::write(theirs.join("thesis.tex"), "x").unwrap();
     for resume in [No, Yes] {
         let result = OutputFolder::create(&dir.path().join("out"), Replace, resume);
-        assert_error(
-            result,
-            "out.partial: holds files but no journal.jsonl",
-            "move it away",
-        );
+        assert_error(result, "out.partial: holds files but no journal.jsonl", "move it away");
     }
     assert_eq!(names(&theirs), ["thesis.tex"]);
 }
@@ -172,11 +164,7 @@ fn a_torn_last_line_is_cut() {
     let out = dir.path().join("out");
     let journal = dir.path().join("out.partial/journal.jsonl");
     let mut folder = OutputFolder::create(&out, Refuse, No).unwrap();
-    let lines = [
-        json!({ "step": 1 }),
-        json!("a \"b\"\n"),
-        json!({ "step": 3 }),
-    ];
+    let lines = [json!({ "step": 1 }), json!("a \"b\"\n"), json!({ "step": 3 })];
     for line in &lines {
         folder.record(line).unwrap();
     }
@@ -210,12 +198,7 @@ fn damage_before_the_last_line_is_refused() {
         "journal.jsonl: line 2 is damaged",
         "starts again",
     );
-    assert!(
-        OutputFolder::create(&out, Replace, No)
-            .unwrap()
-            .entries()
-            .is_empty()
-    );
+    assert!(OutputFolder::create(&out, Replace, No).unwrap().entries().is_empty());
 }
 
 #[test]
@@ -285,8 +268,5 @@ fn places_that_cannot_be_written_are_named() {
             .contains("file/out.partial: cannot create this folder: "),
         "{error}"
     );
-    assert_eq!(
-        error.hint(),
-        Some("one of the folders of this path is a file")
-    );
+    assert_eq!(error.hint(), Some("one of the folders of this path is a file"));
 }

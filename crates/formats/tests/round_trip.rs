@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use half::{bf16, f16};
 use ounce_formats::{
-    Checkpoint, Dtype, OutputFolder, Overwrite, Resume, SafetensorsFile, SafetensorsWriter,
-    ShardOptions, ShardedWriter, TensorSpec, as_bytes, write_file,
+    Checkpoint, Dtype, OutputFolder, Overwrite, Resume, SafetensorsFile, SafetensorsWriter, ShardOptions,
+    ShardedWriter, TensorSpec, as_bytes, write_file,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -29,15 +29,12 @@ fn tensors() -> impl Strategy<Value = Vec<(TensorSpec, Vec<u8>)>> {
         any::<u8>(),
     );
     vec(one, 0..12).prop_map(|list| {
-        let made = list
-            .into_iter()
-            .enumerate()
-            .map(|(i, (name, dtype, shape, first))| {
-                let spec = TensorSpec::new(format!("{name}{i}"), TYPES[dtype], shape);
-                let len = spec.dtype.byte_len(&spec.shape).unwrap();
-                let bytes = (0..len).map(|b| first.wrapping_add(b as u8)).collect();
-                (spec, bytes)
-            });
+        let made = list.into_iter().enumerate().map(|(i, (name, dtype, shape, first))| {
+            let spec = TensorSpec::new(format!("{name}{i}"), TYPES[dtype], shape);
+            let len = spec.dtype.byte_len(&spec.shape).unwrap();
+            let bytes = (0..len).map(|b| first.wrapping_add(b as u8)).collect();
+            (spec, bytes)
+        });
         made.collect()
     })
 }
@@ -168,19 +165,12 @@ fn conversions_keep_values_at_any_alignment() {
     std::fs::write(&path, file).unwrap();
     let file = SafetensorsFile::open(&path).unwrap();
     for name in ["f32", "f64", "f16"] {
-        assert_eq!(
-            file.view(name).unwrap().to_f32_vec().unwrap(),
-            floats,
-            "{name}"
-        );
+        assert_eq!(file.view(name).unwrap().to_f32_vec().unwrap(), floats, "{name}");
     }
     let rounded: Vec<f32> = brains.iter().map(|x| x.to_f32()).collect();
     assert_eq!(file.view("bf16").unwrap().to_f32_vec().unwrap(), rounded);
     assert_eq!(file.view("i64").unwrap().to_i64_vec().unwrap(), longs);
-    assert_eq!(
-        file.view("i32").unwrap().to_i64_vec().unwrap(),
-        ints.map(i64::from)
-    );
+    assert_eq!(file.view("i32").unwrap().to_i64_vec().unwrap(), ints.map(i64::from));
     assert_eq!(file.view("u8").unwrap().to_i64_vec().unwrap(), [255]);
 }
 
@@ -231,8 +221,7 @@ fn a_writer_holds_the_caller_to_its_declaration() {
     );
     assert!(!path.exists());
 
-    let mut writer =
-        ShardedWriter::create(dir.path(), declared(), &ShardOptions::default()).unwrap();
+    let mut writer = ShardedWriter::create(dir.path(), declared(), &ShardOptions::default()).unwrap();
     writer.write("a", &[1, 2]).unwrap();
     let message = writer.finish().unwrap_err().to_string();
     assert!(
@@ -250,13 +239,8 @@ fn a_writer_holds_the_caller_to_its_declaration() {
         .to_string();
     assert!(message.contains("is declared twice"), "{message}");
     let huge = vec![TensorSpec::new("a", Dtype::F32, [usize::MAX, 2])];
-    let message = SafetensorsWriter::create(&path, huge, &none)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("is no countable number of bytes"),
-        "{message}"
-    );
+    let message = SafetensorsWriter::create(&path, huge, &none).unwrap_err().to_string();
+    assert!(message.contains("is no countable number of bytes"), "{message}");
 
     let message = write_file(&path, &[("a", Dtype::U8, &[2], &[1])], &none)
         .unwrap_err()
@@ -293,20 +277,14 @@ fn a_journal_of_other_tensors_is_refused() {
         "{error}"
     );
     let error = ShardedWriter::resume(&partial, declared("a", 3), &options, &folder).unwrap_err();
-    assert!(
-        error.to_string().contains("was started for other tensors"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("was started for other tensors"), "{error}");
     assert_eq!(error.hint(), Some("`--overwrite` starts again"));
 
     let file = partial.join("model.safetensors.partial");
     let whole = std::fs::read(&file).unwrap();
     std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
     let error = ShardedWriter::resume(&partial, declared("a", 2), &options, &folder).unwrap_err();
-    assert!(
-        error.to_string().contains("the journal says that"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the journal says that"), "{error}");
     std::fs::remove_file(&file).unwrap();
     let error = ShardedWriter::resume(&partial, declared("a", 2), &options, &folder).unwrap_err();
     assert!(error.to_string().contains("cannot continue it"), "{error}");
@@ -318,8 +296,7 @@ fn a_full_disk_stops_the_writer_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     std::os::unix::fs::symlink("/dev/full", dir.path().join("x.safetensors.partial")).unwrap();
-    let error =
-        write_file(&path, &[("a", Dtype::U8, &[2], &[1, 2])], &BTreeMap::new()).unwrap_err();
+    let error = write_file(&path, &[("a", Dtype::U8, &[2], &[1, 2])], &BTreeMap::new()).unwrap_err();
     assert!(
         error
             .to_string()

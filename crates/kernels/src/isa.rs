@@ -31,9 +31,7 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn best() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c");
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -70,9 +68,7 @@ pub fn check_isa() -> Result<Isa, String> {
     let isa = [Isa::Portable, Isa::Avx2, Isa::Avx512]
         .into_iter()
         .find(|isa| isa.name() == wanted)
-        .ok_or_else(|| {
-            format!("OUNCE_ISA={wanted}: no such instruction set (avx512, avx2 or portable)")
-        })?;
+        .ok_or_else(|| format!("OUNCE_ISA={wanted}: no such instruction set (avx512, avx2 or portable)"))?;
     if isa > best() {
         return Err(format!(
             "OUNCE_ISA={wanted}: this CPU lacks it; the best it has is {}",
@@ -131,8 +127,7 @@ mod tests {
         for forced in supported() {
             with_isa(forced, || {
                 assert_eq!(isa(), forced);
-                let _ =
-                    std::panic::catch_unwind(|| with_isa(Isa::Portable, || panic!("on purpose")));
+                let _ = std::panic::catch_unwind(|| with_isa(Isa::Portable, || panic!("on purpose")));
                 assert_eq!(isa(), forced);
             });
         }

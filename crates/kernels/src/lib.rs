@@ -23,17 +23,17 @@ mod simd;
 
 pub use attention::{AttentionRows, AttentionShape, Heads, attention, attention_backward};
 pub use elementwise::{
-    add, add_assign, add_bias, axpy, column_sum, gelu_erf, gelu_erf_backward, log_softmax,
-    log_softmax_backward, mul, scale, sigmoid, sigmoid_backward, silu, silu_backward, softmax,
-    softmax_backward, sub, sum, sum_squares, swiglu, swiglu_backward,
+    add, add_assign, add_bias, axpy, column_sum, gelu_erf, gelu_erf_backward, log_softmax, log_softmax_backward, mul,
+    scale, sigmoid, sigmoid_backward, silu, silu_backward, softmax, softmax_backward, sub, sum, sum_squares, swiglu,
+    swiglu_backward,
 };
 pub use float::Float;
 pub use gemm::{Compute, Data, Gemm, Mat, gemm};
 pub use isa::{Isa, check_isa, isa, supported, with_isa};
-pub use random::Philox;
 pub use loss::cross_entropy_rows;
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optim::{AdamW, adamw};
 pub use pool::{parallel_chunks_mut, parallel_for, set_threads, threads, with_threads};
+pub use random::Philox;
 pub use rope::rope;
 pub use rows::{gather_rows, row_dots, scale_rows, scatter_add_rows, to_bf16, to_f16, widen};

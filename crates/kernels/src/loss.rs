@@ -20,11 +20,7 @@ pub fn cross_entropy_rows<T: Float>(
     grad_scale: Option<f64>,
 ) {
     assert_eq!(logits.len(), targets.len() * v, "logits must be [rows, v]");
-    assert_eq!(
-        loss.len(),
-        targets.len(),
-        "loss must have one entry per row"
-    );
+    assert_eq!(loss.len(), targets.len(), "loss must have one entry per row");
     for &target in targets {
         assert!(
             target == -1 || usize::try_from(target).is_ok_and(|t| t < v),

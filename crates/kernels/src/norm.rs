@@ -25,14 +25,7 @@ pub fn rms_norm<T: Float>(x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: Option<
 ///
 /// # Panics
 /// If the slices do not fit each other.
-pub fn rms_norm_backward<T: Float>(
-    x: &[T],
-    w: &[T],
-    rstd: &[T],
-    dy: &[T],
-    dx: Option<&mut [T]>,
-    dw: Option<&mut [T]>,
-) {
+pub fn rms_norm_backward<T: Float>(x: &[T], w: &[T], rstd: &[T], dy: &[T], dx: Option<&mut [T]>, dw: Option<&mut [T]>) {
     assert_eq!(
         rstd.len(),
         row_count(x.len(), w.len()),

@@ -32,8 +32,7 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], h: &AdamW) 
     );
     assert!(h.step > 0, "steps are counted from 1");
     for i in 0..p.len() {
-        let (p64, m64, v64) =
-            crate::reference::optim::adamw(p[i].into(), g[i].into(), m[i].into(), v[i].into(), h);
+        let (p64, m64, v64) = crate::reference::optim::adamw(p[i].into(), g[i].into(), m[i].into(), v[i].into(), h);
         (p[i], m[i], v[i]) = (p64 as f32, m64 as f32, v64 as f32);
     }
 }

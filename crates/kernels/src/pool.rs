@@ -130,10 +130,7 @@ fn physical_cores() -> usize {
         let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         let mut siblings: Vec<String> = (0..)
             .map_while(|i| {
-                std::fs::read_to_string(format!(
-                    "/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list"
-                ))
-                .ok()
+                std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list")).ok()
             })
             .collect();
         siblings.sort();
@@ -189,11 +186,7 @@ pub fn parallel_for(tasks: usize, f: impl Fn(usize) + Sync) {
 ///
 /// # Panics
 /// If `chunk` is 0 and `data` is not empty, or if `f` panics.
-pub fn parallel_chunks_mut<T: Send>(
-    data: &mut [T],
-    chunk: usize,
-    f: impl Fn(usize, &mut [T]) + Sync,
-) {
+pub fn parallel_chunks_mut<T: Send>(data: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     if data.is_empty() {
         return;
     }
@@ -268,10 +261,7 @@ fn wait_for_workers() {
     let mut guard = lock(&POOL.done_lock);
     POOL.caller_sleeps.store(true, SeqCst);
     while !idle() {
-        guard = POOL
-            .done
-            .wait(guard)
-            .unwrap_or_else(PoisonError::into_inner);
+        guard = POOL.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
     }
     POOL.caller_sleeps.store(false, SeqCst);
 }
@@ -299,10 +289,7 @@ fn worker() {
             let mut guard = lock(&POOL.sleep);
             POOL.sleepers.fetch_add(1, SeqCst);
             while !news() {
-                guard = POOL
-                    .wake
-                    .wait(guard)
-                    .unwrap_or_else(PoisonError::into_inner);
+                guard = POOL.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             POOL.sleepers.fetch_sub(1, SeqCst);
         }
@@ -310,9 +297,7 @@ fn worker() {
         POOL.registered.fetch_add(1, SeqCst);
         // SAFETY: not null, and this worker is registered, so the region's caller keeps the job alive until it leaves.
         if let Some(job) = unsafe { POOL.job.load(SeqCst).as_ref() } {
-            let seat = job
-                .seats
-                .fetch_update(Relaxed, Relaxed, |seats| seats.checked_sub(1));
+            let seat = job.seats.fetch_update(Relaxed, Relaxed, |seats| seats.checked_sub(1));
             if seat.is_ok() {
                 with_isa(job.isa, || job.work());
             }
@@ -334,9 +319,7 @@ mod tests {
         for threads in [1, 2, 3, 7] {
             for tasks in [0, 1, 2, 5, 1000] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                with_threads(threads, || {
-                    parallel_for(tasks, |i| _ = counts[i].fetch_add(1, Relaxed))
-                });
+                with_threads(threads, || parallel_for(tasks, |i| _ = counts[i].fetch_add(1, Relaxed)));
                 assert!(
                     counts.iter().all(|c| c.load(Relaxed) == 1),
                     "{threads} threads, {tasks} tasks"
@@ -352,9 +335,7 @@ mod tests {
                 scope.spawn(|| {
                     for round in 0..2000 {
                         let sum = AtomicUsize::new(0);
-                        with_threads(3, || {
-                            parallel_for(5, |i| _ = sum.fetch_add(i + round, Relaxed))
-                        });
+                        with_threads(3, || parallel_for(5, |i| _ = sum.fetch_add(i + round, Relaxed)));
                         assert_eq!(sum.load(Relaxed), 10 + 5 * round);
                         if round % 500 == 0 {
                             std::thread::sleep(Duration::from_millis(1)); // let the workers park
@@ -377,10 +358,7 @@ mod tests {
                     // Each task waits for the other to begin, so they cannot both run on one thread.
                     let start = Instant::now();
                     while lock(&ids).len() < 2 {
-                        assert!(
-                            start.elapsed() < Duration::from_secs(20),
-                            "no second thread came"
-                        );
+                        assert!(start.elapsed() < Duration::from_secs(20), "no second thread came");
                         std::thread::yield_now();
                     }
                 });
@@ -392,14 +370,9 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         for task in [0, 7] {
-            let caught = catch_unwind(|| {
-                with_threads(2, || parallel_for(8, |i| assert!(i != task, "task {i}")))
-            });
+            let caught = catch_unwind(|| with_threads(2, || parallel_for(8, |i| assert!(i != task, "task {i}"))));
             let payload = caught.expect_err("the panic must reach the caller");
-            assert_eq!(
-                payload.downcast_ref::<String>(),
-                Some(&format!("task {task}"))
-            );
+            assert_eq!(payload.downcast_ref::<String>(), Some(&format!("task {task}")));
         }
         let sum = AtomicUsize::new(0);
         with_threads(2, || parallel_for(4, |i| _ = sum.fetch_add(i, Relaxed)));
@@ -424,9 +397,7 @@ mod tests {
     #[test]
     fn chunks_cover_the_slice() {
         let mut data = vec![0; 103];
-        with_threads(2, || {
-            parallel_chunks_mut(&mut data, 10, |i, part| part.fill(i + 1))
-        });
+        with_threads(2, || parallel_chunks_mut(&mut data, 10, |i, part| part.fill(i + 1)));
         assert!(data.iter().enumerate().all(|(i, &x)| x == i / 10 + 1));
         parallel_chunks_mut(&mut Vec::<u8>::new(), 0, |_, _| unreachable!());
     }

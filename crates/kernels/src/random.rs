@@ -16,7 +16,12 @@ impl Philox {
             }
             let a = u64::from(counter[0]) * 0xD251_1F53;
             let b = u64::from(counter[2]) * 0xCD9E_8D57;
-            counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+            counter = [
+                (b >> 32) as u32 ^ counter[1] ^ key[0],
+                b as u32,
+                (a >> 32) as u32 ^ counter[3] ^ key[1],
+                a as u32,
+            ];
         }
         counter
     }
@@ -24,8 +29,14 @@ impl Philox {
     /// 64 random bits. `seed` is the key; all of `stream`, `step` and `index` count.
     pub fn at(seed: u64, stream: u64, step: u64, index: u64) -> u64 {
         // The stream gets a key of its own through one block, so that (stream, step, index) cannot collide.
-        let k = Self::block([stream as u32, (stream >> 32) as u32, 0x4f75_6e63, 0x65], [seed as u32, (seed >> 32) as u32]);
-        let out = Self::block([index as u32, (index >> 32) as u32, step as u32, (step >> 32) as u32], [k[0], k[1]]);
+        let k = Self::block(
+            [stream as u32, (stream >> 32) as u32, 0x4f75_6e63, 0x65],
+            [seed as u32, (seed >> 32) as u32],
+        );
+        let out = Self::block(
+            [index as u32, (index >> 32) as u32, step as u32, (step >> 32) as u32],
+            [k[0], k[1]],
+        );
         u64::from(out[0]) | u64::from(out[1]) << 32
     }
 
@@ -51,7 +62,10 @@ mod tests {
     #[test]
     fn known_answers_of_the_published_generator() {
         // From the authors' Random123 distribution (kat_vectors, philox4x32 10).
-        assert_eq!(Philox::block([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            Philox::block([0; 4], [0; 2]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
         assert_eq!(
             Philox::block([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]

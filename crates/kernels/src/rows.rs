@@ -62,11 +62,7 @@ pub fn row_dots<T: Float>(a: &[T], b: &[T], d: usize, out: &mut [T]) {
 /// If the lengths differ.
 pub fn widen(src: Data<'_>, dst: &mut [f32]) {
     fn each<S: Copy>(src: &[S], dst: &mut [f32], f: impl Fn(S) -> f32) {
-        assert_eq!(
-            src.len(),
-            dst.len(),
-            "source and destination must have one length"
-        );
+        assert_eq!(src.len(), dst.len(), "source and destination must have one length");
         for (dst, &src) in dst.iter_mut().zip(src) {
             *dst = f(src);
         }
@@ -84,11 +80,7 @@ pub fn widen(src: Data<'_>, dst: &mut [f32]) {
 /// # Panics
 /// If the lengths differ.
 pub fn to_bf16(src: &[f32], dst: &mut [bf16]) {
-    assert_eq!(
-        src.len(),
-        dst.len(),
-        "source and destination must have one length"
-    );
+    assert_eq!(src.len(), dst.len(), "source and destination must have one length");
     for (dst, &src) in dst.iter_mut().zip(src) {
         *dst = bf16::from_f32(src);
     }
@@ -99,11 +91,7 @@ pub fn to_bf16(src: &[f32], dst: &mut [bf16]) {
 /// # Panics
 /// If the lengths differ.
 pub fn to_f16(src: &[f32], dst: &mut [f16]) {
-    assert_eq!(
-        src.len(),
-        dst.len(),
-        "source and destination must have one length"
-    );
+    assert_eq!(src.len(), dst.len(), "source and destination must have one length");
     for (dst, &src) in dst.iter_mut().zip(src) {
         *dst = f16::from_f32(src);
     }

@@ -16,13 +16,7 @@ fn noise(n: usize, seed: u64) -> Vec<f64> {
 }
 
 /// Checks `grad` against the differences of loss(x) = Σ weights · f(x), where `f` fills an output as long as `weights`.
-fn check(
-    name: &str,
-    x: &[f64],
-    weights: &[f64],
-    grad: &[f64],
-    mut f: impl FnMut(&[f64], &mut [f64]),
-) {
+fn check(name: &str, x: &[f64], weights: &[f64], grad: &[f64], mut f: impl FnMut(&[f64], &mut [f64])) {
     let mut y = vec![0.0; weights.len()];
     let mut loss = |x: &[f64]| {
         f(x, &mut y);
@@ -48,10 +42,7 @@ fn check(
 
 #[test]
 fn activations() {
-    let (x, dy) = (
-        noise(9, 1).iter().map(|x| 4.0 * x).collect::<Vec<_>>(),
-        noise(9, 2),
-    );
+    let (x, dy) = (noise(9, 1).iter().map(|x| 4.0 * x).collect::<Vec<_>>(), noise(9, 2));
     let mut dx = vec![0.0; 9];
     silu_backward(&x, &dy, &mut dx);
     check("silu", &x, &dy, &dx, silu);
@@ -99,12 +90,8 @@ fn normalisation_and_rotation() {
     rms_norm(&x, &w, 1e-5, &mut y, Some(&mut rstd));
     let (mut dx, mut dw) = (vec![0.0; 12], vec![0.0; 4]);
     rms_norm_backward(&x, &w, &rstd, &dy, Some(&mut dx), Some(&mut dw));
-    check("rms_norm x", &x, &dy, &dx, |x, y| {
-        rms_norm(x, &w, 1e-5, y, None)
-    });
-    check("rms_norm w", &w, &dy, &dw, |w, y| {
-        rms_norm(&x, w, 1e-5, y, None)
-    });
+    check("rms_norm x", &x, &dy, &dx, |x, y| rms_norm(x, &w, 1e-5, y, None));
+    check("rms_norm w", &w, &dy, &dw, |w, y| rms_norm(&x, w, 1e-5, y, None));
 
     let (cos, sin): (Vec<f64>, Vec<f64>) = noise(6, 10).iter().map(|a| (a.cos(), a.sin())).unzip();
     let mut dx = dy.clone();
@@ -169,15 +156,9 @@ fn grouped_causal_attention_with_a_window_and_padding() {
         &mut dv,
         Compute::F32,
     );
-    check("attention q", &q, &dout, &dq, |q, y| {
-        forward(q, &k, &v, y, None)
-    });
-    check("attention k", &k, &dout, &dk, |k, y| {
-        forward(&q, k, &v, y, None)
-    });
-    check("attention v", &v, &dout, &dv, |v, y| {
-        forward(&q, &k, v, y, None)
-    });
+    check("attention q", &q, &dout, &dq, |q, y| forward(q, &k, &v, y, None));
+    check("attention k", &k, &dout, &dk, |k, y| forward(&q, k, &v, y, None));
+    check("attention v", &v, &dout, &dv, |v, y| forward(&q, &k, v, y, None));
     assert_eq!(lse[4 * q_len], f64::NEG_INFINITY);
     assert_eq!(out[q_len * 4 * hd..][..4 * hd], vec![0.0; 4 * hd]);
 }

@@ -3,8 +3,8 @@
 //! All numbers and texts in it are illustrative; nothing was measured.
 
 use ounce_lab::report::{
-    Axis, Bar, BarSeries, Block, Cell, Column, Figure, Footer, Goal, Plot, PlotData, Point, Report,
-    ReportError, Sample, Samples, Series, Table, Tone,
+    Axis, Bar, BarSeries, Block, Cell, Column, Figure, Footer, Goal, Plot, PlotData, Point, Report, ReportError,
+    Sample, Samples, Series, Table, Tone,
 };
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -97,8 +97,7 @@ fn loss_curve() -> Plot {
     };
     Plot {
         title: "Training loss".into(),
-        caption: "Mean of five seeds; the band is the 95 % confidence interval. Illustrative."
-            .into(),
+        caption: "Mean of five seeds; the band is the 95 % confidence interval. Illustrative.".into(),
         data: PlotData::Lines {
             x: Axis::linear("step", ""),
             y: Axis::linear("cross entropy", "nats per token"),
@@ -169,11 +168,7 @@ fn trade_off() -> Plot {
                 ),
                 points(
                     "pruned",
-                    &[
-                        (3.3e6, 1.93, "75 %"),
-                        (2.39e6, 2.11, "50 %"),
-                        (1.5e6, 2.39, "25 %"),
-                    ],
+                    &[(3.3e6, 1.93, "75 %"), (2.39e6, 2.11, "50 %"), (1.5e6, 2.39, "25 %")],
                 ),
             ],
         },

@@ -112,8 +112,19 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache; `reserve` tokens per sequence are allocated at once.
     pub fn new(kind: CacheType, layers: usize, batch: usize, kv_heads: usize, head_dim: usize, reserve: usize) -> Self {
-        let layer = Layer { keys: Values::new(kind), values: Values::new(kind), len: 0, capacity: 0 };
-        Self { layers: vec![layer; layers], batch, kv_heads, head_dim, reserve }
+        let layer = Layer {
+            keys: Values::new(kind),
+            values: Values::new(kind),
+            len: 0,
+            capacity: 0,
+        };
+        Self {
+            layers: vec![layer; layers],
+            batch,
+            kv_heads,
+            head_dim,
+            reserve,
+        }
     }
 
     fn side<'a>(&self, values: &'a Values, capacity: usize) -> KeyValue<'a> {
@@ -128,7 +139,9 @@ impl KvCache {
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer> {
-        self.layers.get(layer).ok_or_else(|| ModelError::Cache(format!("layer {layer} of {}", self.layers.len())))
+        self.layers
+            .get(layer)
+            .ok_or_else(|| ModelError::Cache(format!("layer {layer} of {}", self.layers.len())))
     }
 }
 
@@ -136,13 +149,19 @@ impl Cache for KvCache {
     fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()> {
         let (batch, width, reserve) = (self.batch, self.kv_heads * self.head_dim, self.reserve);
         let [b, t, heads, hd] = keys.shape()[..] else {
-            return Err(ModelError::Cache(format!("keys are [B,T,H,hd], got {:?}", keys.shape())));
+            return Err(ModelError::Cache(format!(
+                "keys are [B,T,H,hd], got {:?}",
+                keys.shape()
+            )));
         };
         let (Some(new_keys), Some(new_values)) = (keys.values::<f32>(), values.values::<f32>()) else {
             return Err(ModelError::Cache("keys and values must be f32".into()));
         };
         if b != batch || heads * hd != width || values.shape() != keys.shape() {
-            return Err(ModelError::Cache(format!("shape {:?} does not fit a batch of {batch}", keys.shape())));
+            return Err(ModelError::Cache(format!(
+                "shape {:?} does not fit a batch of {batch}",
+                keys.shape()
+            )));
         }
         self.layer(layer)?;
         let l = &mut self.layers[layer];
@@ -173,7 +192,10 @@ impl Cache for KvCache {
 
     fn truncate(&mut self, to: usize) -> Result<()> {
         if to > self.len() {
-            return Err(ModelError::Cache(format!("cannot truncate {} tokens to {to}", self.len())));
+            return Err(ModelError::Cache(format!(
+                "cannot truncate {} tokens to {to}",
+                self.len()
+            )));
         }
         for l in &mut self.layers {
             l.len = to;

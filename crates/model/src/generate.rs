@@ -39,7 +39,11 @@ impl Generation {
     /// New tokens per second after the first; 0 if there was no second.
     pub fn tokens_per_second(&self) -> f64 {
         let steps = (self.ids.len() - self.prompt_len).saturating_sub(1);
-        if steps == 0 { 0.0 } else { steps as f64 / self.decode.as_secs_f64().max(1e-9) }
+        if steps == 0 {
+            0.0
+        } else {
+            steps as f64 / self.decode.as_secs_f64().max(1e-9)
+        }
     }
 }
 
@@ -60,20 +64,31 @@ pub fn generate(
     if let Some((what, rule)) = options.sampler.problem() {
         return input(what, rule, "");
     }
-    let mut cache = model.cache(1, (prompt.len() + options.max_new_tokens).min(model.config.max_positions.max(prompt.len())));
+    let mut cache = model.cache(
+        1,
+        (prompt.len() + options.max_new_tokens).min(model.config.max_positions.max(prompt.len())),
+    );
     let mut sampler = Sampler::new(options.sampler.clone(), prompt);
     let mut ids = prompt.to_vec();
     let start = Instant::now();
     let mut prefill = Duration::ZERO;
     let mut from = 0;
     for made in 0..options.max_new_tokens {
-        let batch = Batch { ids: &ids[from..], batch: 1, compute: options.compute };
+        let batch = Batch {
+            ids: &ids[from..],
+            batch: 1,
+            compute: options.compute,
+        };
         let logits = no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache))?.to_f32();
         if made == 0 {
             prefill = start.elapsed();
         }
         if !logits.iter().any(|x| x.is_finite()) || logits.iter().any(|x| x.is_nan()) {
-            return input("logits", "are not finite", "the weights hold NaN or infinity; see `ounce inspect`");
+            return input(
+                "logits",
+                "are not finite",
+                "the weights hold NaN or infinity; see `ounce inspect`",
+            );
         }
         from = ids.len();
         let id = sampler.next(&logits);
@@ -82,9 +97,18 @@ pub fn generate(
             break;
         }
     }
-    Ok(Generation { ids, prompt_len: prompt.len(), prefill, decode: start.elapsed().saturating_sub(prefill) })
+    Ok(Generation {
+        ids,
+        prompt_len: prompt.len(),
+        prefill,
+        decode: start.elapsed().saturating_sub(prefill),
+    })
 }
 
 fn input<T>(what: &str, rule: impl Into<String>, hint: &str) -> Result<T> {
-    Err(ModelError::Input { what: what.into(), rule: rule.into(), hint: hint.into() })
+    Err(ModelError::Input {
+        what: what.into(),
+        rule: rule.into(),
+        hint: hint.into(),
+    })
 }

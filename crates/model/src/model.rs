@@ -47,9 +47,20 @@ impl Model {
         let embedding = weights.param("model.embed_tokens.weight", &shape)?;
         let plan = plan::build(&config, weights)?;
         let norm = weights.param("model.norm.weight", &[config.hidden_size])?;
-        let head = if config.tied { None } else { Some(weights.param("lm_head.weight", &shape)?) };
+        let head = if config.tied {
+            None
+        } else {
+            Some(weights.param("lm_head.weight", &shape)?)
+        };
         let rope = RopeTable::new(&config.rope, config.head_dim);
-        Ok(Self { config, embedding, plan, norm, head, rope })
+        Ok(Self {
+            config,
+            embedding,
+            plan,
+            norm,
+            head,
+            rope,
+        })
     }
 
     /// Opens a Hugging Face folder; weights stay file-backed. With `widen`, 16-bit weights become f32 copies (the
@@ -106,8 +117,19 @@ impl Model {
 
     /// An empty cache for `batch` sequences, half precision if the weights are.
     pub fn cache(&self, batch: usize, reserve: usize) -> KvCache {
-        let kind = if self.dtype() == DType::F32 { CacheType::F32 } else { CacheType::F16 };
-        KvCache::new(kind, self.config.layers.len(), batch, self.config.kv_heads, self.config.head_dim, reserve)
+        let kind = if self.dtype() == DType::F32 {
+            CacheType::F32
+        } else {
+            CacheType::F16
+        };
+        KvCache::new(
+            kind,
+            self.config.layers.len(),
+            batch,
+            self.config.kv_heads,
+            self.config.head_dim,
+            reserve,
+        )
     }
 
     /// A context for `input` after `past` cached tokens.
@@ -135,8 +157,26 @@ impl Model {
         let past = cache.as_ref().map_or(0, |c| c.len());
         let positions: Vec<usize> = (0..batch).flat_map(|_| past..past + len).collect();
         let (cos, sin) = self.rope.tables(&positions)?;
-        let spans = vec![RowSpan { q_start: past, kv_begin: 0, kv_len: past + len }; batch];
-        Ok(Ctx { ids, batch, len, spans, cos, sin, cache, compute, collective: &SOLO, sink: Sink::default() })
+        let spans = vec![
+            RowSpan {
+                q_start: past,
+                kv_begin: 0,
+                kv_len: past + len
+            };
+            batch
+        ];
+        Ok(Ctx {
+            ids,
+            batch,
+            len,
+            spans,
+            cos,
+            sin,
+            cache,
+            compute,
+            collective: &SOLO,
+            sink: Sink::default(),
+        })
     }
 
     /// Embeddings `[B,T,D]` of the context's ids.

@@ -36,7 +36,11 @@ impl Linear {
     /// If the last dimension of `x` is not `in` of each.
     pub fn forward_many(x: &Tensor, maps: &[&Linear], compute: Compute) -> Result<Vec<Tensor>> {
         let weights: Vec<&Tensor> = maps.iter().map(|m| &m.weight.tensor).collect();
-        ops::linear_many(x, &weights, compute)?.into_iter().zip(maps).map(|(y, m)| m.finish(y)).collect()
+        ops::linear_many(x, &weights, compute)?
+            .into_iter()
+            .zip(maps)
+            .map(|(y, m)| m.finish(y))
+            .collect()
     }
 
     fn finish(&self, y: Tensor) -> Result<Tensor> {

@@ -25,9 +25,13 @@ impl Wiring {
     pub(crate) fn forward(self, blocks: &SubBlocks<'_>, x: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         match self {
             Wiring::Sequential => {
-                let partial = blocks.attention.forward(&ops::rms_norm(x, &blocks.norm1.tensor, blocks.eps)?, ctx)?;
+                let partial = blocks
+                    .attention
+                    .forward(&ops::rms_norm(x, &blocks.norm1.tensor, blocks.eps)?, ctx)?;
                 let a = ops::add(x, &ctx.collective.start_sum(partial)?.wait()?)?;
-                let partial = blocks.ffn.forward(&ops::rms_norm(&a, &blocks.norm2.tensor, blocks.eps)?, ctx)?;
+                let partial = blocks
+                    .ffn
+                    .forward(&ops::rms_norm(&a, &blocks.norm2.tensor, blocks.eps)?, ctx)?;
                 Ok(ops::add(&a, &ctx.collective.start_sum(partial)?.wait()?)?)
             }
         }

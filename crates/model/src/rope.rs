@@ -21,11 +21,20 @@ impl RopeTable {
         let dim = head_dim as f64;
         let plain: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim)).collect();
         match config.scaling {
-            crate::config::RopeScaling::Default => Self { inv_freq: plain, attention_factor: 1.0 },
-            crate::config::RopeScaling::Linear { factor } => {
-                Self { inv_freq: plain.iter().map(|f| f / factor).collect(), attention_factor: 1.0 }
-            }
-            crate::config::RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+            crate::config::RopeScaling::Default => Self {
+                inv_freq: plain,
+                attention_factor: 1.0,
+            },
+            crate::config::RopeScaling::Linear { factor } => Self {
+                inv_freq: plain.iter().map(|f| f / factor).collect(),
+                attention_factor: 1.0,
+            },
+            crate::config::RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_positions,
+            } => {
                 let scaled = |f: &f64| {
                     let wavelength = 2.0 * PI / f;
                     if wavelength < original_positions / high_freq_factor {
@@ -38,14 +47,21 @@ impl RopeTable {
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 };
-                Self { inv_freq: plain.iter().map(scaled).collect(), attention_factor: 1.0 }
+                Self {
+                    inv_freq: plain.iter().map(scaled).collect(),
+                    attention_factor: 1.0,
+                }
             }
             crate::config::RopeScaling::Yarn {
-                factor, beta_fast, beta_slow, original_positions, attention_factor, truncate,
+                factor,
+                beta_fast,
+                beta_slow,
+                original_positions,
+                attention_factor,
+                truncate,
             } => {
-                let correction = |rotations: f64| {
-                    dim * (original_positions / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
-                };
+                let correction =
+                    |rotations: f64| dim * (original_positions / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());
@@ -58,7 +74,10 @@ impl RopeTable {
                     let extrapolate = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                     f / factor * (1.0 - extrapolate) + f * extrapolate
                 };
-                Self { inv_freq: plain.iter().enumerate().map(blend).collect(), attention_factor }
+                Self {
+                    inv_freq: plain.iter().enumerate().map(blend).collect(),
+                    attention_factor,
+                }
             }
         }
     }

@@ -25,14 +25,27 @@ pub struct SamplerConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
 impl SamplerConfig {
     /// The first setting out of range: its name and rule.
     pub fn problem(&self) -> Option<(&'static str, String)> {
-        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        let Self {
+            temperature,
+            top_p,
+            min_p,
+            repetition_penalty,
+            ..
+        } = *self;
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return Some(("temperature", format!("must be 0 or more, is {temperature}")));
         }
@@ -43,7 +56,10 @@ impl SamplerConfig {
             return Some(("min-p", format!("must be in 0..=1, is {min_p}")));
         }
         if !(repetition_penalty > 0.0 && repetition_penalty.is_finite()) {
-            return Some(("repetition-penalty", format!("must be above 0, is {repetition_penalty}")));
+            return Some((
+                "repetition-penalty",
+                format!("must be above 0, is {repetition_penalty}"),
+            ));
         }
         None
     }
@@ -60,7 +76,11 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for a sequence that begins with `prompt`.
     pub fn new(config: SamplerConfig, prompt: &[u32]) -> Self {
-        Self { config, seen: prompt.iter().copied().collect(), step: 0 }
+        Self {
+            config,
+            seen: prompt.iter().copied().collect(),
+            step: 0,
+        }
     }
 
     /// The next token under `logits [V]`. Logits must hold at least one finite value.
@@ -85,10 +105,14 @@ impl Sampler {
         };
         if c.temperature == 0.0 {
             let better = |best: (usize, f32), (id, x): (usize, f32)| if x > best.1 { (id, x) } else { best };
-            return (0..logits.len()).map(|id| (id, penalised(id))).fold((0, f32::NEG_INFINITY), better).0 as u32;
+            return (0..logits.len())
+                .map(|id| (id, penalised(id)))
+                .fold((0, f32::NEG_INFINITY), better)
+                .0 as u32;
         }
-        let mut kept: Vec<(usize, f64)> =
-            (0..logits.len()).map(|id| (id, f64::from(penalised(id)) / f64::from(c.temperature))).collect();
+        let mut kept: Vec<(usize, f64)> = (0..logits.len())
+            .map(|id| (id, f64::from(penalised(id)) / f64::from(c.temperature)))
+            .collect();
         // Most likely first, ties to the lower id: every later step keeps a prefix.
         kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         if c.top_k > 0 {
@@ -104,11 +128,13 @@ impl Sampler {
         let by_p = if c.top_p >= 1.0 {
             kept.len()
         } else {
-            kept.iter().take_while(|e| {
-                let keep = below < top_p * total;
-                below += e.1;
-                keep
-            }).count()
+            kept.iter()
+                .take_while(|e| {
+                    let keep = below < top_p * total;
+                    below += e.1;
+                    keep
+                })
+                .count()
         };
         let by_min = kept.iter().take_while(|e| e.1 >= f64::from(c.min_p)).count();
         kept.truncate(by_p.min(by_min).max(1));
@@ -142,7 +168,15 @@ mod tests {
     #[test]
     fn draws_follow_the_distribution() {
         let logits: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
-        let counts = draws(&SamplerConfig { temperature: 1.0, seed: 7, ..Default::default() }, &logits, 20_000);
+        let counts = draws(
+            &SamplerConfig {
+                temperature: 1.0,
+                seed: 7,
+                ..Default::default()
+            },
+            &logits,
+            20_000,
+        );
         for (count, p) in counts.iter().zip([0.5, 0.3, 0.2]) {
             // Five standard deviations of a binomial share.
             assert!((*count as f64 / 20_000.0 - p).abs() < 0.018, "{counts:?}");
@@ -153,12 +187,40 @@ mod tests {
     fn filters_keep_what_they_say() {
         let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].iter().map(|p| p.ln()).collect();
         let kept = |config: SamplerConfig| {
-            draws(&SamplerConfig { temperature: 1.0, ..config }, &logits, 2000).iter().filter(|&&c| c > 0).count()
+            draws(
+                &SamplerConfig {
+                    temperature: 1.0,
+                    ..config
+                },
+                &logits,
+                2000,
+            )
+            .iter()
+            .filter(|&&c| c > 0)
+            .count()
         };
         assert_eq!(kept(SamplerConfig::default()), 4);
-        assert_eq!(kept(SamplerConfig { top_k: 2, ..Default::default() }), 2);
-        assert_eq!(kept(SamplerConfig { top_p: 0.65, ..Default::default() }), 2);
-        assert_eq!(kept(SamplerConfig { min_p: 0.45, ..Default::default() }), 3);
+        assert_eq!(
+            kept(SamplerConfig {
+                top_k: 2,
+                ..Default::default()
+            }),
+            2
+        );
+        assert_eq!(
+            kept(SamplerConfig {
+                top_p: 0.65,
+                ..Default::default()
+            }),
+            2
+        );
+        assert_eq!(
+            kept(SamplerConfig {
+                min_p: 0.45,
+                ..Default::default()
+            }),
+            3
+        );
     }
 
     proptest! {

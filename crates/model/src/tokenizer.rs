@@ -74,10 +74,7 @@ fn hint_for(path: &Path) -> &'static str {
 pub type Result<T> = std::result::Result<T, TokenizerError>;
 
 /// Runs one call into the `tokenizers` crate; its errors and its panics both become [`TokenizerError::Backend`].
-fn guard<T, E: fmt::Display>(
-    action: &'static str,
-    call: impl FnOnce() -> std::result::Result<T, E>,
-) -> Result<T> {
+fn guard<T, E: fmt::Display>(action: &'static str, call: impl FnOnce() -> std::result::Result<T, E>) -> Result<T> {
     // Unwind safety: the tokenizer is immutable but for its word cache, which is behind a lock and only ever skipped.
     let reason = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
@@ -151,23 +148,16 @@ impl Tokenizer {
     /// # Errors
     /// Malformed content.
     pub fn from_bytes(json: &[u8]) -> Result<Self> {
-        Self::assemble(
-            parse(Path::new("tokenizer.json"), json)?,
-            special::Files::default(),
-        )
+        Self::assemble(parse(Path::new("tokenizer.json"), json)?, special::Files::default())
     }
 
     fn assemble(mut inner: Inner, files: special::Files) -> Result<Self> {
         // Truncation and padding saved in tokenizer.json are leftovers of somebody's training run: they would cut
         // or pad every text without a word. Callers here decide lengths themselves.
-        guard("resetting truncation", || {
-            inner.with_truncation(None).map(|_| ())
-        })?;
+        guard("resetting truncation", || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
         let alphabet = alphabet_of(inner.get_decoder())?;
-        let ids = guard("reading the vocabulary", || {
-            Ok::<_, String>(inner.get_vocab(true))
-        })?;
+        let ids = guard("reading the vocabulary", || Ok::<_, String>(inner.get_vocab(true)))?;
         let size = ids.values().max().map_or(0, |&id| id as usize + 1);
         let (bos, eos) = files.ids(|token| inner.token_to_id(token))?;
         let (config, special_map) = (files.tokenizer_config, files.special_map);
@@ -197,9 +187,7 @@ impl Tokenizer {
             return Ok(ids.to_vec());
         }
         // The mask marks what the post-processor added; the same token as text carries no mark.
-        let doubled = |outer: usize, inner: usize| {
-            added[outer] == 1 && added[inner] == 0 && ids[outer] == ids[inner]
-        };
+        let doubled = |outer: usize, inner: usize| added[outer] == 1 && added[inner] == 0 && ids[outer] == ids[inner];
         let front = doubled(0, 1);
         // Where BOS and EOS are one token, a single one in the text stands for the beginning only.
         let back = doubled(n - 1, n - 2) && !(front && n == 3);
@@ -301,10 +289,7 @@ impl Tokenizer {
         self.0
             .inner
             .id_to_token(id)
-            .ok_or(TokenizerError::OutOfRange {
-                id,
-                size: self.0.size,
-            })
+            .ok_or(TokenizerError::OutOfRange { id, size: self.0.size })
     }
 }
 

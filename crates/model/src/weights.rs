@@ -22,7 +22,10 @@ pub trait Weights {
     /// # Errors
     /// As [`Weights::tensor`].
     fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
-        Ok(Param { name: name.to_owned(), tensor: self.tensor(name, shape)? })
+        Ok(Param {
+            name: name.to_owned(),
+            tensor: self.tensor(name, shape)?,
+        })
     }
 
     /// `prefix.weight [out, inner]` and, if asked for, `prefix.bias [out]`.
@@ -32,7 +35,11 @@ pub trait Weights {
     fn linear(&mut self, prefix: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
         Ok(Linear {
             weight: self.param(&format!("{prefix}.weight"), &[out, inner])?,
-            bias: if bias { Some(self.param(&format!("{prefix}.bias"), &[out])?) } else { None },
+            bias: if bias {
+                Some(self.param(&format!("{prefix}.bias"), &[out])?)
+            } else {
+                None
+            },
         })
     }
 }
@@ -62,21 +69,31 @@ impl CheckpointWeights {
     /// Newer checkpoints may hold all experts of a layer in two tensors: `experts.gate_up_proj [E, 2I, D]` (gate first)
     /// and `experts.down_proj [E, D, I]`. `None` if `name` is not such an expert or the fused tensor is absent.
     fn fused_expert(&self, name: &str) -> Result<Option<Tensor>> {
-        let Some((prefix, rest)) = name.split_once(".experts.") else { return Ok(None) };
-        let Some((index, matrix)) = rest.split_once('.') else { return Ok(None) };
+        let Some((prefix, rest)) = name.split_once(".experts.") else {
+            return Ok(None);
+        };
+        let Some((index, matrix)) = rest.split_once('.') else {
+            return Ok(None);
+        };
         let (fused, half) = match matrix {
             "gate_proj.weight" | "w1.weight" => ("gate_up_proj", Some(0)),
             "up_proj.weight" | "w3.weight" => ("gate_up_proj", Some(1)),
             "down_proj.weight" | "w2.weight" => ("down_proj", None),
             _ => return Ok(None),
         };
-        let (Ok(index), fused) = (index.parse::<usize>(), format!("{prefix}.experts.{fused}")) else { return Ok(None) };
+        let (Ok(index), fused) = (index.parse::<usize>(), format!("{prefix}.experts.{fused}")) else {
+            return Ok(None);
+        };
         if !self.checkpoint.contains(&fused) {
             return Ok(None);
         }
         let all = self.load(&fused)?;
         let [experts, rows, cols] = all.shape()[..] else {
-            return self.fail(&fused, format!("fused experts are [E, rows, cols], found {:?}", all.shape()), "");
+            return self.fail(
+                &fused,
+                format!("fused experts are [E, rows, cols], found {:?}", all.shape()),
+                "",
+            );
         };
         if index >= experts {
             return self.fail(&fused, format!("holds {experts} experts, number {index} is needed"), "");
@@ -96,7 +113,11 @@ impl CheckpointWeights {
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
-                return self.fail(name, format!("dtype {other:?} is no weight"), "weights are F32, F16 or BF16");
+                return self.fail(
+                    name,
+                    format!("dtype {other:?} is no weight"),
+                    "weights are F32, F16 or BF16",
+                );
             }
         };
         let Region { file, range, shape, .. } = region;
@@ -116,7 +137,11 @@ impl Weights for CheckpointWeights {
         } else if let Some(expert) = self.fused_expert(name)? {
             expert
         } else {
-            return self.fail(name, "is missing".into(), "the configuration asks for it; is config.json of another model?");
+            return self.fail(
+                name,
+                "is missing".into(),
+                "the configuration asks for it; is config.json of another model?",
+            );
         };
         if tensor.shape() != shape {
             return self.fail(
@@ -149,7 +174,9 @@ impl Weights for FreshWeights {
                 let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
                     (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
                 });
-                (0..n).map(|i| (Philox::normal(self.seed, stream, 0, i as u64) * self.std) as f32).collect()
+                (0..n)
+                    .map(|i| (Philox::normal(self.seed, stream, 0, i as u64) * self.std) as f32)
+                    .collect()
             }
         };
         Ok(Tensor::new(values, shape)?)

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use ounce_model::tokenizer::{
-    SpecialTokens, StreamDecoder, Tokenizer, TokenizerError, train_byte_level_bpe,
-};
+use ounce_model::tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError, train_byte_level_bpe};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -15,10 +13,8 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-static GPT2: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_folder(fixture("gpt2")).unwrap());
-static NEOX: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_folder(fixture("neox")).unwrap());
+static GPT2: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_folder(fixture("gpt2")).unwrap());
+static NEOX: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_folder(fixture("neox")).unwrap());
 
 const CORPUS: [&str; 3] = [
     "the cat sat on the mat and the dog sat on the cat, the cat said: sit!\n",
@@ -74,8 +70,7 @@ fn pieces() -> Value {
     })
 }
 
-static PIECES: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_bytes(pieces().to_string().as_bytes()).unwrap());
+static PIECES: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_bytes(pieces().to_string().as_bytes()).unwrap());
 
 #[test]
 fn published_cases_are_exact() {
@@ -87,11 +82,7 @@ fn published_cases_are_exact() {
             let case: Value = serde_json::from_str(line).unwrap();
             let text = case["text"].as_str().unwrap();
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
-            assert_eq!(
-                tokenizer.encode(text, false).unwrap(),
-                ids,
-                "{name}: {text:?}"
-            );
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{name}: {text:?}");
             // NeoX composes characters (NFC); GPT-2 gives every text back.
             if name == "gpt2" {
                 assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
@@ -131,20 +122,11 @@ fn saved_truncation_and_padding_are_not_applied() {
 
 #[test]
 fn token_bytes_follow_the_decoder() {
-    assert_eq!(
-        PIECES.token_bytes(PIECES.id_of("▁ab").unwrap()).unwrap(),
-        b" ab"
-    );
-    assert_eq!(
-        PIECES.token_bytes(PIECES.id_of("<0x0A>").unwrap()).unwrap(),
-        b"\n"
-    );
+    assert_eq!(PIECES.token_bytes(PIECES.id_of("▁ab").unwrap()).unwrap(), b" ab");
+    assert_eq!(PIECES.token_bytes(PIECES.id_of("<0x0A>").unwrap()).unwrap(), b"\n");
     assert_eq!(PIECES.token_bytes(1).unwrap(), b"<s>");
     let ids = GPT2.encode(" 🦙\n", false).unwrap();
-    let bytes: Vec<u8> = ids
-        .iter()
-        .flat_map(|&id| GPT2.token_bytes(id).unwrap())
-        .collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| GPT2.token_bytes(id).unwrap()).collect();
     assert_eq!(bytes, " 🦙\n".as_bytes());
     // NeoX's added runs of spaces are outside the byte alphabet and stand for themselves.
     let id = NEOX.id_of("    ").unwrap();
@@ -214,10 +196,7 @@ fn broken_folders_say_which_file_and_why() {
         &[("tokenizer.json", "{\"version\": ")],
         &["tokenizer.json", "not a tokenizer", "EOF"],
     );
-    says(
-        &[("tokenizer.json", "[]")],
-        &["tokenizer.json", "not a tokenizer"],
-    );
+    says(&[("tokenizer.json", "[]")], &["tokenizer.json", "not a tokenizer"]);
     says(
         &[("tokenizer.json", &good), ("config.json", "{oops")],
         &["config.json", "not JSON"],
@@ -330,9 +309,8 @@ fn saved_folders_load_again_and_carry_what_stock_loaders_read() {
         (again.bos_id(), again.eos_ids()),
         (tokenizer.bos_id(), tokenizer.eos_ids())
     );
-    let read = |name: &str| -> Value {
-        serde_json::from_slice(&std::fs::read(dir.path().join(name)).unwrap()).unwrap()
-    };
+    let read =
+        |name: &str| -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(name)).unwrap()).unwrap() };
     let config = read("tokenizer_config.json");
     assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
     assert_eq!(config["eos_token"], "<|endoftext|>");
@@ -340,17 +318,11 @@ fn saved_folders_load_again_and_carry_what_stock_loaders_read() {
     assert_eq!(read("special_tokens_map.json")["bos_token"], "<|start|>");
     let second = tempfile::tempdir().unwrap();
     again.save(second.path()).unwrap();
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ] {
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(name)).unwrap();
         assert_eq!(bytes(&dir), bytes(&second), "{name}");
     }
-    let missing = tokenizer
-        .save(dir.path().join("no/such/folder"))
-        .unwrap_err();
+    let missing = tokenizer.save(dir.path().join("no/such/folder")).unwrap_err();
     assert!(missing.to_string().contains("no/such/folder"), "{missing}");
 }
 
@@ -369,10 +341,7 @@ fn a_stream_holds_back_half_a_character() {
     let mut stream = StreamDecoder::new(&GPT2, false);
     let said: Vec<Option<String>> = ids.iter().map(|&id| stream.push(id)).collect();
     assert_eq!(said[0], None);
-    assert_eq!(
-        said.iter().flatten().cloned().collect::<Vec<_>>(),
-        ["🦙", "!"]
-    );
+    assert_eq!(said.iter().flatten().cloned().collect::<Vec<_>>(), ["🦙", "!"]);
     let mut cut = StreamDecoder::new(&GPT2, false);
     assert_eq!(cut.push(ids[0]), None);
     assert_eq!(cut.finish().as_deref(), Some("\u{fffd}"));

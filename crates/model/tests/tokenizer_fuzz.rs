@@ -22,11 +22,7 @@ impl Random {
 fn mutate_tree(value: &mut Value, random: &mut Random) {
     match value {
         Value::Object(fields) if !fields.is_empty() && random.below(8) != 0 => {
-            let key = fields
-                .keys()
-                .nth(random.below(fields.len()))
-                .unwrap()
-                .clone();
+            let key = fields.keys().nth(random.below(fields.len())).unwrap().clone();
             match random.below(10) {
                 0 => drop(fields.remove(&key)),
                 1 => {
@@ -45,8 +41,7 @@ fn mutate_tree(value: &mut Value, random: &mut Random) {
             }
         }
         other => {
-            let byte_level =
-                json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false});
+            let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false});
             let choices = [
                 Value::Null,
                 json!(true),
@@ -79,10 +74,7 @@ fn exercise(json: &[u8]) -> bool {
         return false;
     };
     for special in [true, false] {
-        if let Ok(ids) = tokenizer.encode(
-            "the cat's <|endoftext|> 🦙 aaaaaaaaaaaaaaaaaaaaaaaac\n",
-            special,
-        ) {
+        if let Ok(ids) = tokenizer.encode("the cat's <|endoftext|> 🦙 aaaaaaaaaaaaaaaaaaaaaaaac\n", special) {
             drop(tokenizer.decode(&ids, special));
             let mut stream = StreamDecoder::new(&tokenizer, special);
             for id in ids {
@@ -101,10 +93,7 @@ fn exercise(json: &[u8]) -> bool {
 
 #[test]
 fn mutated_files_never_panic() {
-    let corpus = [
-        "the cat sat on the mat, the cat's mat",
-        "the cat sat and sat 12 12 12",
-    ];
+    let corpus = ["the cat sat on the mat, the cat's mat", "the cat sat and sat 12 12 12"];
     let good = train_byte_level_bpe(corpus, 270, SpecialTokens::default())
         .unwrap()
         .to_json()

@@ -92,7 +92,11 @@ impl Gradients {
 /// `a + b`, in place where nobody else looks at `a`.
 fn add_gradients(mut a: Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape != b.shape {
-        return shape("gradient", "all gradients of a tensor have its shape", (&a.shape, &b.shape));
+        return shape(
+            "gradient",
+            "all gradients of a tensor have its shape",
+            (&a.shape, &b.shape),
+        );
     }
     match a.dtype() {
         DType::F64 => {
@@ -122,7 +126,10 @@ impl Tensor {
             backward: Mutex::new(None),
             leaf: true,
         };
-        Tensor { node: Some(Arc::new(node)), ..self.clone() }
+        Tensor {
+            node: Some(Arc::new(node)),
+            ..self.clone()
+        }
     }
 
     /// Would an operation on this tensor be recorded?
@@ -181,7 +188,9 @@ impl Tensor {
             let needs: Vec<bool> = node.inputs.iter().map(Option::is_some).collect();
             let input_gradients = backward(dy, &needs, gradients)?;
             for (input, gradient) in node.inputs.iter().zip(input_gradients) {
-                let (Some(input), Some(gradient)) = (input, gradient) else { continue };
+                let (Some(input), Some(gradient)) = (input, gradient) else {
+                    continue;
+                };
                 let sum = match pending.remove(&input.id) {
                     None => gradient,
                     Some((_, sum)) => add_gradients(sum, &gradient)?,

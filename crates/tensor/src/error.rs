@@ -40,5 +40,9 @@ pub enum TensorError {
 
 /// A shape error in one call.
 pub(crate) fn shape<T>(op: &'static str, rule: &'static str, got: impl std::fmt::Debug) -> Result<T> {
-    Err(TensorError::Shape { op, rule, got: format!("{got:?}") })
+    Err(TensorError::Shape {
+        op,
+        rule,
+        got: format!("{got:?}"),
+    })
 }

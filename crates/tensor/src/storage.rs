@@ -45,7 +45,11 @@ pub(crate) enum Storage {
     F16(Vec<f16>),
     I64(Vec<i64>),
     /// `range` is aligned for `dtype` and holds whole elements (checked by `Tensor::from_mapped`).
-    Mapped { file: Arc<MappedFile>, range: Range<usize>, dtype: DType },
+    Mapped {
+        file: Arc<MappedFile>,
+        range: Range<usize>,
+        dtype: DType,
+    },
 }
 
 impl Storage {
@@ -78,13 +82,22 @@ pub trait Element: Copy + Send + Sync + bytemuck::Pod + 'static {
         bytemuck::cast_slice(storage)
     }
     #[doc(hidden)]
-    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    #[expect(
+        private_interfaces,
+        reason = "sealed: storage stays private, the trait is public only as a bound"
+    )]
     fn vec(storage: &Storage) -> Option<&Vec<Self>>;
     #[doc(hidden)]
-    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    #[expect(
+        private_interfaces,
+        reason = "sealed: storage stays private, the trait is public only as a bound"
+    )]
     fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>>;
     #[doc(hidden)]
-    #[expect(private_interfaces, reason = "sealed: storage stays private, the trait is public only as a bound")]
+    #[expect(
+        private_interfaces,
+        reason = "sealed: storage stays private, the trait is public only as a bound"
+    )]
     fn store(values: Vec<Self>) -> Storage;
     /// The slice as kernel operand; `None` for integers.
     fn data(values: &[Self]) -> Option<Data<'_>>;
@@ -96,11 +109,19 @@ macro_rules! element {
             const DTYPE: DType = DType::$variant;
             #[expect(private_interfaces, reason = "sealed")]
             fn vec(storage: &Storage) -> Option<&Vec<Self>> {
-                if let Storage::$variant(v) = storage { Some(v) } else { None }
+                if let Storage::$variant(v) = storage {
+                    Some(v)
+                } else {
+                    None
+                }
             }
             #[expect(private_interfaces, reason = "sealed")]
             fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>> {
-                if let Storage::$variant(v) = storage { Some(v) } else { None }
+                if let Storage::$variant(v) = storage {
+                    Some(v)
+                } else {
+                    None
+                }
             }
             #[expect(private_interfaces, reason = "sealed")]
             fn store(values: Vec<Self>) -> Storage {

@@ -26,14 +26,23 @@ impl Tensor {
     /// If the counts differ.
     pub fn new<T: Element>(values: Vec<T>, dims: &[usize]) -> Result<Self> {
         if values.len() != dims.iter().product::<usize>() {
-            return shape("tensor", "number of values = product of dimensions", (values.len(), dims));
+            return shape(
+                "tensor",
+                "number of values = product of dimensions",
+                (values.len(), dims),
+            );
         }
         Ok(Self::owned(values, dims))
     }
 
     pub(crate) fn owned<T: Element>(values: Vec<T>, dims: &[usize]) -> Self {
         debug_assert_eq!(values.len(), dims.iter().product::<usize>());
-        Self { storage: Arc::new(T::store(values)), offset: 0, shape: dims.to_vec(), node: None }
+        Self {
+            storage: Arc::new(T::store(values)),
+            offset: 0,
+            shape: dims.to_vec(),
+            node: None,
+        }
     }
 
     /// One value, shape `[]`.
@@ -71,7 +80,11 @@ impl Tensor {
     /// If the number of bytes is not that of the shape.
     pub fn from_le_bytes(bytes: &[u8], dtype: DType, dims: &[usize]) -> Result<Self> {
         if bytes.len() != dims.iter().product::<usize>() * dtype.size() {
-            return shape("tensor", "number of bytes = elements x size", (bytes.len(), dims, dtype));
+            return shape(
+                "tensor",
+                "number of bytes = elements x size",
+                (bytes.len(), dims, dtype),
+            );
         }
         Ok(match dtype {
             DType::F32 => Self::owned::<f32>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
@@ -144,7 +157,11 @@ impl Tensor {
             DType::F16 => self.values::<f16>().and_then(f16::data),
             DType::I64 => None,
         };
-        data.ok_or(TensorError::Dtype { op, rule: "a float tensor", got: format!("{:?}", self.dtype()) })
+        data.ok_or(TensorError::Dtype {
+            op,
+            rule: "a float tensor",
+            got: format!("{:?}", self.dtype()),
+        })
     }
 
     /// Raw little-endian bytes of the values, for writing to files.
@@ -191,7 +208,11 @@ impl Tensor {
             DType::BF16 => Self::owned(self.to_f32().into_iter().map(bf16::from_f32).collect(), &self.shape),
             DType::F16 => Self::owned(self.to_f32().into_iter().map(f16::from_f32).collect(), &self.shape),
             DType::I64 => {
-                return Err(TensorError::Dtype { op: "cast", rule: "a float target", got: "I64".into() });
+                return Err(TensorError::Dtype {
+                    op: "cast",
+                    rule: "a float target",
+                    got: "I64".into(),
+                });
             }
         })
     }
@@ -213,7 +234,10 @@ impl Tensor {
 
     /// The same values without the tape.
     pub fn detach(&self) -> Tensor {
-        Tensor { node: None, ..self.clone() }
+        Tensor {
+            node: None,
+            ..self.clone()
+        }
     }
 
     /// Shape as text for messages.
@@ -229,6 +253,12 @@ impl Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor({:?}, {:?}{})", self.dtype(), self.shape, if self.node.is_some() { ", grad" } else { "" })
+        write!(
+            f,
+            "Tensor({:?}, {:?}{})",
+            self.dtype(),
+            self.shape,
+            if self.node.is_some() { ", grad" } else { "" }
+        )
     }
 }

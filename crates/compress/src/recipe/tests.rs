@@ -10,8 +10,7 @@ fn refused(text: &str) -> String {
 
 #[test]
 fn defaults_are_those_of_the_paper() {
-    let recipe =
-        MergeRecipe::from_toml(&format!("budget = {{ percent = 50 }}\n{CALIBRATION}")).unwrap();
+    let recipe = MergeRecipe::from_toml(&format!("budget = {{ percent = 50 }}\n{CALIBRATION}")).unwrap();
     assert_eq!(
         recipe.method,
         Method::HcSmoe {
@@ -62,15 +61,8 @@ fn every_name_survives_writing_and_reading() {
     for text in recipes {
         let recipe = MergeRecipe::from_toml(&text).unwrap();
         let written = recipe.to_toml().unwrap();
-        assert_eq!(
-            MergeRecipe::from_toml(&written),
-            Ok(recipe.clone()),
-            "{written}"
-        );
-        assert!(
-            !seen.contains(&recipe),
-            "two spellings of one recipe: {text}"
-        );
+        assert_eq!(MergeRecipe::from_toml(&written), Ok(recipe.clone()), "{written}");
+        assert!(!seen.contains(&recipe), "two spellings of one recipe: {text}");
         seen.push(recipe);
     }
 }
@@ -146,10 +138,7 @@ fn wrong_recipes_name_key_rule_and_hint() {
             format!("budget = {{ per_layer = [2, 0] }}\n{CALIBRATION}"),
             &["`budget.per_layer`", "0 is not a count"],
         ),
-        (
-            format!("budget = {{ }}\n{CALIBRATION}"),
-            &["`budget`", "exactly one"],
-        ),
+        (format!("budget = {{ }}\n{CALIBRATION}"), &["`budget`", "exactly one"]),
         (
             format!("budget = {{ experts = 1, percent = 9 }}\n{CALIBRATION}"),
             &["`budget`", "exactly one"],

@@ -26,9 +26,7 @@ impl Weights {
 
 impl Case {
     pub(crate) fn open(name: &'static str) -> Self {
-        let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", name]
-            .iter()
-            .collect();
+        let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", name].iter().collect();
         let json = std::fs::read(folder.join("case.json")).unwrap();
         Self {
             name,
@@ -46,16 +44,11 @@ impl Case {
         from: fn([u8; N]) -> T,
     ) -> (Vec<usize>, Vec<T>) {
         let file = SafeTensors::deserialize(bytes).unwrap();
-        let view = file
-            .tensor(name)
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(view.dtype(), dtype, "{name}");
         let (items, rest) = view.data().as_chunks::<N>();
         assert!(rest.is_empty());
-        (
-            view.shape().to_vec(),
-            items.iter().map(|&item| from(item)).collect(),
-        )
+        (view.shape().to_vec(), items.iter().map(|&item| from(item)).collect())
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -74,10 +67,7 @@ impl Case {
     /// Integers, one vector per row of the first axis.
     pub(crate) fn rows(&self, name: &str) -> Vec<Vec<usize>> {
         let (shape, flat) = Self::values(&self.expected, name, Dtype::I64, i64::from_le_bytes);
-        let flat: Vec<usize> = flat
-            .into_iter()
-            .map(|v| usize::try_from(v).unwrap())
-            .collect();
+        let flat: Vec<usize> = flat.into_iter().map(|v| usize::try_from(v).unwrap()).collect();
         flat.chunks_exact(flat.len() / shape[0])
             .map(<[usize]>::to_vec)
             .collect()
@@ -86,9 +76,7 @@ impl Case {
     /// Floats, one vector per row of the first axis.
     pub(crate) fn f32_rows(&self, name: &str) -> Vec<Vec<f32>> {
         let (shape, flat) = self.f32(name);
-        flat.chunks_exact(flat.len() / shape[0])
-            .map(<[f32]>::to_vec)
-            .collect()
+        flat.chunks_exact(flat.len() / shape[0]).map(<[f32]>::to_vec).collect()
     }
 
     pub(crate) fn usage(&self) -> Vec<Vec<u64>> {

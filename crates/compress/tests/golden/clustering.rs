@@ -39,10 +39,7 @@ fn points_cluster_as_in_the_reference_with_all_ties() {
             let heights = format!("heights.{index}.{name}");
             if names.contains(&heights) {
                 for (got, want) in tree.heights().iter().zip(case.f64(&heights).1) {
-                    assert!(
-                        (got - want).abs() <= 1e-9 * want.abs(),
-                        "{heights}: {got} for {want}"
-                    );
+                    assert!((got - want).abs() <= 1e-9 * want.abs(), "{heights}: {got} for {want}");
                 }
             }
             compared += 1;
@@ -50,10 +47,7 @@ fn points_cluster_as_in_the_reference_with_all_ties() {
     }
     assert_eq!(
         compared,
-        names
-            .iter()
-            .filter(|name| name.starts_with("labels."))
-            .count()
+        names.iter().filter(|name| name.starts_with("labels.")).count()
     );
 }
 
@@ -85,11 +79,7 @@ fn experts_cluster_as_in_the_reference_under_every_metric() {
                     let key = format!("labels.{metric}.{linkage_name}");
                     for r in case.counts(&key) {
                         let want = &case.rows(&format!("{key}.r{r}"))[layer];
-                        assert_eq!(
-                            tree.cut(r).unwrap().labels(),
-                            want,
-                            "{name} layer {layer} {key}.r{r}"
-                        );
+                        assert_eq!(tree.cut(r).unwrap().labels(), want, "{name} layer {layer} {key}.r{r}");
                     }
                     let want = &case.f32_rows(&format!("heights.{metric}.{linkage_name}"))[layer];
                     for (got, &want) in tree.heights().iter().zip(want) {
@@ -144,11 +134,7 @@ fn one_shot_groups_are_those_of_the_reference() {
                 for (metric, geometry) in geometries(&case, layer) {
                     let want = &case.rows(&format!("oneshot.{metric}.r{r}"))[layer];
                     let got = one_shot(&geometry, usage, r).unwrap();
-                    assert_eq!(
-                        got.labels(),
-                        want,
-                        "{name} layer {layer} oneshot.{metric}.r{r}"
-                    );
+                    assert_eq!(got.labels(), want, "{name} layer {layer} oneshot.{metric}.r{r}");
                 }
             }
         }

@@ -9,16 +9,10 @@ use ounce_compress::merge_rule::{MergeRule, TensorMean, Weighting};
 use crate::MODELS;
 use crate::case::{Case, Weights};
 
-const RULES: [(&str, Weighting); 2] = [
-    ("freq", Weighting::Frequency),
-    ("average", Weighting::Average),
-];
+const RULES: [(&str, Weighting); 2] = [("freq", Weighting::Frequency), ("average", Weighting::Average)];
 
 fn usage(case: &Case, layer: usize) -> Vec<f64> {
-    case.usage()[layer]
-        .iter()
-        .map(|&count| count as f64)
-        .collect()
+    case.usage()[layer].iter().map(|&count| count as f64).collect()
 }
 
 fn expert(weights: &Weights, width: usize) -> Expert<'_> {
@@ -31,26 +25,17 @@ fn expert(weights: &Weights, width: usize) -> Expert<'_> {
 }
 
 /// One group merged, as a pass over a checkpoint would: member after member.
-fn merge(
-    experts: &[Weights],
-    members: &[usize],
-    usage: &[f64],
-    rule: MergeRule,
-    width: usize,
-) -> Weights {
+fn merge(experts: &[Weights], members: &[usize], usage: &[f64], rule: MergeRule, width: usize) -> Weights {
     let size = experts[0].gate.len();
     let [mut gate, mut up, mut down] = [0; 3].map(|_| TensorMean::new(size));
     let weights = rule.weights(members, usage).unwrap();
     for (&member, weight) in members.iter().zip(weights) {
         let from = &experts[member];
         if rule.align && member != members[0] {
-            let alignment =
-                Alignment::find(expert(&experts[members[0]], width), expert(from, width)).unwrap();
-            gate.add(member, &alignment.rows(&from.gate), weight)
-                .unwrap();
+            let alignment = Alignment::find(expert(&experts[members[0]], width), expert(from, width)).unwrap();
+            gate.add(member, &alignment.rows(&from.gate), weight).unwrap();
             up.add(member, &alignment.rows(&from.up), weight).unwrap();
-            down.add(member, &alignment.columns(&from.down), weight)
-                .unwrap();
+            down.add(member, &alignment.columns(&from.down), weight).unwrap();
         } else {
             gate.add(member, &from.gate, weight).unwrap();
             up.add(member, &from.up, weight).unwrap();
@@ -66,10 +51,7 @@ fn merge(
 
 fn worst(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
-    got.iter()
-        .zip(want)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[test]
@@ -86,8 +68,7 @@ fn merged_weights_are_those_of_the_reference() {
                 .iter()
                 .map(|r| r.as_u64().unwrap())
             {
-                let grouping =
-                    Grouping::from_names(&case.rows(&format!("labels.output.average.r{r}"))[layer]);
+                let grouping = Grouping::from_names(&case.rows(&format!("labels.output.average.r{r}"))[layer]);
                 for (rule_name, weighting) in RULES {
                     let rule = MergeRule {
                         weighting,
@@ -99,10 +80,7 @@ fn merged_weights_are_those_of_the_reference() {
                     });
                     for (group, members) in grouping.groups().iter().enumerate() {
                         let merged = merge(&experts, members, &usage, rule, 1);
-                        for (got, want) in [&merged.gate, &merged.up, &merged.down]
-                            .into_iter()
-                            .zip(&want)
-                        {
+                        for (got, want) in [&merged.gate, &merged.up, &merged.down].into_iter().zip(&want) {
                             let want = &want[group * got.len()..(group + 1) * got.len()];
                             assert!(
                                 worst(got, want) < 1e-6,
@@ -116,8 +94,7 @@ fn merged_weights_are_those_of_the_reference() {
                                 "a single member is kept bit for bit"
                             );
                         }
-                        unused_groups +=
-                            usize::from(members.iter().all(|&member| usage[member] == 0.0));
+                        unused_groups += usize::from(members.iter().all(|&member| usage[member] == 0.0));
                     }
                 }
             }
@@ -140,11 +117,8 @@ fn permuted_neurons_are_found_again() {
             let grouping = Grouping::from_names(&case.rows("labels")[layer]);
             for members in grouping.groups() {
                 for &member in members {
-                    let found = Alignment::find(
-                        expert(&experts[members[0]], width),
-                        expert(&experts[member], width),
-                    )
-                    .unwrap();
+                    let found =
+                        Alignment::find(expert(&experts[members[0]], width), expert(&experts[member], width)).unwrap();
                     let want = &places[member * width..(member + 1) * width];
                     assert_eq!(found.places(), want, "{name} layer {layer} expert {member}");
                 }
@@ -163,21 +137,9 @@ fn aligned_merging_of_permuted_copies_loses_nothing_and_plain_merging_much() {
         for members in Grouping::from_names(&case.rows("labels")[layer]).groups() {
             let original = experts[members[0]].flat();
             for (_, weighting) in RULES {
-                let merged = |align| {
-                    merge(
-                        &experts,
-                        members,
-                        &usage,
-                        MergeRule { weighting, align },
-                        width,
-                    )
-                    .flat()
-                };
+                let merged = |align| merge(&experts, members, &usage, MergeRule { weighting, align }, width).flat();
                 // A weight of 0 for either member is as good as alignment, so both must be in use.
-                assert!(
-                    weighting == Weighting::Average
-                        || members.iter().all(|&member| usage[member] > 0.0)
-                );
+                assert!(weighting == Weighting::Average || members.iter().all(|&member| usage[member] > 0.0));
                 assert_eq!(merged(true), original);
                 assert!(worst(&merged(false), &original) > 0.01);
             }
@@ -222,13 +184,7 @@ fn exact_copies_merge_into_themselves_under_every_rule() {
         for members in Grouping::from_names(&case.rows("labels")[layer]).groups() {
             for (_, weighting) in RULES {
                 for align in [false, true] {
-                    let merged = merge(
-                        &experts,
-                        members,
-                        &usage,
-                        MergeRule { weighting, align },
-                        width,
-                    );
+                    let merged = merge(&experts, members, &usage, MergeRule { weighting, align }, width);
                     assert_eq!(merged.flat(), experts[members[0]].flat());
                 }
             }

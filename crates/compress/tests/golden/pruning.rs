@@ -54,14 +54,8 @@ fn a_global_budget_keeps_the_experts_of_the_reference() {
         for score in ["usage_counts", "router_prob_mean"] {
             let all = scores(&case, score);
             let kept = keep_best_global(&all, case.number("global_prune_budget")).unwrap();
-            for (layer, mask) in case
-                .rows(&format!("prune.global.{score}"))
-                .iter()
-                .enumerate()
-            {
-                let want: Vec<usize> = (0..mask.len())
-                    .filter(|&expert| mask[expert] == 1)
-                    .collect();
+            for (layer, mask) in case.rows(&format!("prune.global.{score}")).iter().enumerate() {
+                let want: Vec<usize> = (0..mask.len()).filter(|&expert| mask[expert] == 1).collect();
                 assert_eq!(kept[layer], want, "{name} {score} layer {layer}");
             }
         }

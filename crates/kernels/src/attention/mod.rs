@@ -77,18 +77,13 @@ impl AttentionShape {
     pub(crate) fn visible(&self, rows: &AttentionRows<'_>, b: usize, i: usize) -> (usize, usize) {
         let position = rows.q_start[b] + i;
         let behind = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
-        let ahead = if self.causal {
-            position + 1
-        } else {
-            usize::MAX
-        };
+        let ahead = if self.causal { position + 1 } else { usize::MAX };
         (behind.max(rows.kv_begin[b]), ahead.min(rows.kv_len[b]))
     }
 
     /// Tokens per batch row of a contiguous [B, tokens, Hk, head_dim] buffer of `len` elements.
     pub(crate) fn kv_capacity(&self, len: usize) -> usize {
-        len.checked_div(self.batch * self.kv_heads * self.head_dim)
-            .unwrap_or(0)
+        len.checked_div(self.batch * self.kv_heads * self.head_dim).unwrap_or(0)
     }
 
     /// Panics unless `rows`, `q` and the keys that `rows` names fit this shape: what the tiled code relies on.
@@ -155,11 +150,7 @@ pub fn attention<T: Float>(
     s.check(rows, q.len(), [&k, &v]);
     assert_eq!(out.len(), q.len(), "out must have q's shape");
     if let Some(lse) = &lse {
-        assert_eq!(
-            lse.len(),
-            s.batch * s.q_heads * s.q_len,
-            "lse must be [B, Hq, Tq]"
-        );
+        assert_eq!(lse.len(), s.batch * s.q_heads * s.q_len, "lse must be [B, Hq, Tq]");
     }
     reference::attention::attention(s, rows, q, k, v, out, lse);
 }
@@ -189,11 +180,7 @@ pub fn attention_backward<T: Float>(
     for (name, len) in [("out", out.len()), ("dout", dout.len()), ("dq", dq.len())] {
         assert_eq!(len, q.len(), "{name} must have q's shape");
     }
-    assert_eq!(
-        lse.len(),
-        s.batch * s.q_heads * s.q_len,
-        "lse must be [B, Hq, Tq]"
-    );
+    assert_eq!(lse.len(), s.batch * s.q_heads * s.q_len, "lse must be [B, Hq, Tq]");
     let capacity = s.kv_capacity(dk.len());
     assert_eq!(
         dk.len(),

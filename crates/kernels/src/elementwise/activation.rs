@@ -70,13 +70,7 @@ pub fn swiglu<T: Float>(g: &[T], u: &[T], y: &mut [T]) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn swiglu_backward<T: Float>(
-    g: &[T],
-    u: &[T],
-    dy: &[T],
-    dg: Option<&mut [T]>,
-    du: Option<&mut [T]>,
-) {
+pub fn swiglu_backward<T: Float>(g: &[T], u: &[T], dy: &[T], dg: Option<&mut [T]>, du: Option<&mut [T]>) {
     same_length(&[g.len(), u.len(), dy.len()]);
     for d in [&dg, &du].into_iter().flatten() {
         same_length(&[g.len(), d.len()]);

@@ -8,8 +8,7 @@ mod softmax;
 mod sums;
 
 pub use activation::{
-    gelu_erf, gelu_erf_backward, sigmoid, sigmoid_backward, silu, silu_backward, swiglu,
-    swiglu_backward,
+    gelu_erf, gelu_erf_backward, sigmoid, sigmoid_backward, silu, silu_backward, swiglu, swiglu_backward,
 };
 pub use arithmetic::{add, add_assign, add_bias, axpy, mul, scale, sub};
 pub use softmax::{log_softmax, log_softmax_backward, softmax, softmax_backward};

@@ -12,9 +12,7 @@ pub(crate) fn gemm<T: Float>(p: &mut Gemm<'_, T>, compute: Compute) {
     };
     for i in 0..p.m {
         for j in 0..p.n {
-            let sum: f64 = (0..p.k)
-                .map(|l| round(p.a.at(i, l)) * round(p.b.at(l, j)))
-                .sum();
+            let sum: f64 = (0..p.k).map(|l| round(p.a.at(i, l)) * round(p.b.at(l, j))).sum();
             let c = &mut p.c[i * p.ldc + j];
             *c = T::from_f64(if p.accumulate { c.to_f64() + sum } else { sum });
         }

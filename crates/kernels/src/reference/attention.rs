@@ -30,11 +30,7 @@ pub(crate) fn attention<T: Float>(
         }
         let (kh, q) = (h / s.group(), &q[at..at + s.head_dim]);
         scores.clear();
-        scores.extend(
-            (lo..hi).map(|j| {
-                scale * (0..s.head_dim).fold(T::ZERO, |a, c| a + q[c] * k.get(b, j, kh, c))
-            }),
-        );
+        scores.extend((lo..hi).map(|j| scale * (0..s.head_dim).fold(T::ZERO, |a, c| a + q[c] * k.get(b, j, kh, c))));
         let total = log_sum_exp(&scores);
         for (j, &score) in (lo..hi).zip(&scores) {
             let p = (score - total).exp();
@@ -103,9 +99,6 @@ fn for_each_query(s: &AttentionShape, mut f: impl FnMut(usize, usize, usize, usi
 }
 
 fn log_sum_exp<T: Float>(x: &[T]) -> T {
-    let max = x
-        .iter()
-        .copied()
-        .fold(T::from_f64(f64::NEG_INFINITY), T::max);
+    let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max);
     max + x.iter().fold(T::ZERO, |a, &x| a + (x - max).exp()).ln()
 }

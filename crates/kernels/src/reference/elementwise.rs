@@ -58,13 +58,7 @@ pub(crate) fn swiglu<T: Float>(g: &[T], u: &[T], y: &mut [T]) {
 }
 
 /// See [`crate::swiglu_backward`].
-pub(crate) fn swiglu_backward<T: Float>(
-    g: &[T],
-    u: &[T],
-    dy: &[T],
-    dg: Option<&mut [T]>,
-    du: Option<&mut [T]>,
-) {
+pub(crate) fn swiglu_backward<T: Float>(g: &[T], u: &[T], dy: &[T], dg: Option<&mut [T]>, du: Option<&mut [T]>) {
     if let Some(dg) = dg {
         for (i, dg) in dg.iter_mut().enumerate() {
             *dg = dy[i] * u[i] * silu_slope(g[i]);
@@ -160,11 +154,7 @@ pub(crate) fn softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
 
 /// See [`crate::softmax_backward`].
 pub(crate) fn softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &mut [T]) {
-    for ((y, dy), dx) in y
-        .chunks_exact(n)
-        .zip(dy.chunks_exact(n))
-        .zip(dx.chunks_exact_mut(n))
-    {
+    for ((y, dy), dx) in y.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
         let dot = y.iter().zip(dy).fold(T::ZERO, |a, (&y, &dy)| a + y * dy);
         map2(y, dy, dx, |y, dy| y * (dy - dot));
     }
@@ -181,18 +171,12 @@ pub(crate) fn log_softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
 
 /// See [`crate::log_softmax_backward`].
 pub(crate) fn log_softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &mut [T]) {
-    for ((y, dy), dx) in y
-        .chunks_exact(n)
-        .zip(dy.chunks_exact(n))
-        .zip(dx.chunks_exact_mut(n))
-    {
+    for ((y, dy), dx) in y.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
         let sum = dy.iter().fold(T::ZERO, |a, &dy| a + dy);
         map2(y, dy, dx, |y, dy| dy - y.exp() * sum);
     }
 }
 
 fn row_max<T: Float>(x: &[T]) -> T {
-    x.iter()
-        .copied()
-        .fold(T::from_f64(f64::NEG_INFINITY), T::max)
+    x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max)
 }

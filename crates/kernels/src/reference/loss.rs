@@ -18,10 +18,7 @@ pub(crate) fn cross_entropy_rows<T: Float>(
             }
             continue;
         };
-        let max = x
-            .iter()
-            .copied()
-            .fold(T::from_f64(f64::NEG_INFINITY), T::max);
+        let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max);
         let sum = x.iter().fold(T::ZERO, |a, &x| a + (x - max).exp());
         *loss = sum.ln() + max - x[target];
         if let Some(scale) = grad_scale {

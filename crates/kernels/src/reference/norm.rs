@@ -3,13 +3,7 @@
 use crate::Float;
 
 /// See [`crate::rms_norm`].
-pub(crate) fn rms_norm<T: Float>(
-    x: &[T],
-    w: &[T],
-    eps: f64,
-    y: &mut [T],
-    mut rstd: Option<&mut [T]>,
-) {
+pub(crate) fn rms_norm<T: Float>(x: &[T], w: &[T], eps: f64, y: &mut [T], mut rstd: Option<&mut [T]>) {
     let d = w.len();
     for (r, (x, y)) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
         let squares = x.iter().fold(T::ZERO, |a, &x| a + x * x);

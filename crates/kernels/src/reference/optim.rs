@@ -9,9 +9,6 @@ pub(crate) fn adamw(p: f64, g: f64, m: f64, v: f64, h: &AdamW) -> (f64, f64, f64
     let m = h.beta1 * m + (1.0 - h.beta1) * g;
     let v = h.beta2 * v + (1.0 - h.beta2) * g * g;
     let step = h.step as f64;
-    let (m_hat, v_hat) = (
-        m / (1.0 - h.beta1.powf(step)),
-        v / (1.0 - h.beta2.powf(step)),
-    );
+    let (m_hat, v_hat) = (m / (1.0 - h.beta1.powf(step)), v / (1.0 - h.beta2.powf(step)));
     (p - h.lr * m_hat / (v_hat.sqrt() + h.eps), m, v)
 }

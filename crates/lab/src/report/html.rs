@@ -31,11 +31,7 @@ pub(crate) fn page(report: &Report) -> String {
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n"
     );
     if !report.subtitle.is_empty() {
-        let _ = writeln!(
-            page.out,
-            "<p class=\"lead\">{}</p>",
-            inline(&report.subtitle)
-        );
+        let _ = writeln!(page.out, "<p class=\"lead\">{}</p>", inline(&report.subtitle));
     }
     page.out += "</header>\n<main>\n";
     for block in &report.blocks {
@@ -82,11 +78,7 @@ impl Page {
             Block::Plot(inner) => self.plot(inner),
             Block::Samples(inner) => self.samples(inner),
             Block::Details { summary, blocks } => {
-                let _ = writeln!(
-                    self.out,
-                    "<details>\n<summary>{}</summary>",
-                    escape(summary)
-                );
+                let _ = writeln!(self.out, "<details>\n<summary>{}</summary>", escape(summary));
                 for inner in blocks {
                     self.block(inner, level + 1);
                 }
@@ -110,11 +102,7 @@ impl Page {
                 escape(&figure.value)
             );
             if !figure.unit.is_empty() {
-                let _ = write!(
-                    self.out,
-                    " <span class=\"unit\">{}</span>",
-                    escape(&figure.unit)
-                );
+                let _ = write!(self.out, " <span class=\"unit\">{}</span>", escape(&figure.unit));
             }
             self.out += "</dd>";
             if !arrow.is_empty() || !figure.note.is_empty() {
@@ -146,11 +134,7 @@ impl Page {
                 escape(&column.name)
             );
             if !column.unit.is_empty() {
-                let _ = write!(
-                    self.out,
-                    " <span class=\"unit\">{}</span>",
-                    escape(&column.unit)
-                );
+                let _ = write!(self.out, " <span class=\"unit\">{}</span>", escape(&column.unit));
             }
             self.out += "</th>";
         }
@@ -158,11 +142,7 @@ impl Page {
         let mut open = false;
         for row in &table.rows {
             if !open || !row.group.is_empty() {
-                self.out += if open {
-                    "</tbody>\n<tbody>\n"
-                } else {
-                    "<tbody>\n"
-                };
+                self.out += if open { "</tbody>\n<tbody>\n" } else { "<tbody>\n" };
                 open = true;
             }
             if !row.group.is_empty() {
@@ -188,11 +168,7 @@ impl Page {
     }
 
     fn cell(&mut self, cell: &Cell, align: Align, head: bool) {
-        let (tag, scope) = if head {
-            ("th", " scope=\"row\"")
-        } else {
-            ("td", "")
-        };
+        let (tag, scope) = if head { ("th", " scope=\"row\"") } else { ("td", "") };
         let _ = write!(self.out, "<{tag}{scope}{}>", number(align));
         let text = escape(&cell.text);
         if cell.mark == Mark::None {
@@ -205,11 +181,7 @@ impl Page {
             );
         }
         if !cell.note.is_empty() {
-            let _ = write!(
-                self.out,
-                " <span class=\"note\">{}</span>",
-                escape(&cell.note)
-            );
+            let _ = write!(self.out, " <span class=\"note\">{}</span>", escape(&cell.note));
         }
         let _ = write!(self.out, "</{tag}>");
     }
@@ -221,11 +193,7 @@ impl Page {
         }
         self.out += "<p class=\"note under\">";
         for mark in marks {
-            let _ = write!(
-                self.out,
-                "<span class=\"mark {0}\">{0}</span> ",
-                mark.word()
-            );
+            let _ = write!(self.out, "<span class=\"mark {0}\">{0}</span> ", mark.word());
         }
         let _ = writeln!(self.out, "{}</p>", inline(&table.note));
     }
@@ -241,11 +209,7 @@ impl Page {
             plot.to_svg(Canvas::Narrow, &format!("{id}-n")),
         );
         if let Some(left_out) = plot.omissions() {
-            let _ = writeln!(
-                self.out,
-                "<p class=\"note warn\">⚠ {}</p>",
-                escape(&left_out)
-            );
+            let _ = writeln!(self.out, "<p class=\"note warn\">⚠ {}</p>", escape(&left_out));
         }
         if !plot.caption.is_empty() {
             let _ = writeln!(self.out, "<p class=\"note\">{}</p>", inline(&plot.caption));
@@ -268,11 +232,7 @@ impl Page {
         }
         self.out += "</div>\n";
         if !samples.caption.is_empty() {
-            let _ = writeln!(
-                self.out,
-                "<p class=\"note under\">{}</p>",
-                inline(&samples.caption)
-            );
+            let _ = writeln!(self.out, "<p class=\"note under\">{}</p>", inline(&samples.caption));
         }
     }
 

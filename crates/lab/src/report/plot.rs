@@ -212,17 +212,9 @@ impl Plot {
     pub(crate) fn omissions(&self) -> Option<String> {
         let (missing, empty, log) = match &self.data {
             PlotData::Lines { x, y, series } | PlotData::Scatter { x, y, series } => {
-                let outside = |s: &Series| {
-                    s.points
-                        .iter()
-                        .filter(|p| !p.drawable(x.scale, y.scale))
-                        .count()
-                };
+                let outside = |s: &Series| s.points.iter().filter(|p| !p.drawable(x.scale, y.scale)).count();
                 let missing: usize = series.iter().map(outside).sum();
-                let empty = series
-                    .iter()
-                    .filter(|s| s.points.is_empty())
-                    .map(|s| s.name.as_str());
+                let empty = series.iter().filter(|s| s.points.is_empty()).map(|s| s.name.as_str());
                 let log = x.scale == Scale::Log || y.scale == Scale::Log;
                 (missing, empty.collect::<Vec<_>>(), log)
             }
@@ -259,10 +251,7 @@ impl Plot {
     /// The chart in words, one sentence per series: for terminals and for readers who do not see it.
     pub(crate) fn summary(&self) -> Vec<String> {
         let mut out: Vec<String> = match &self.data {
-            PlotData::Lines { x, y, series } => series
-                .iter()
-                .filter_map(|s| line_summary(s, x, y))
-                .collect(),
+            PlotData::Lines { x, y, series } => series.iter().filter_map(|s| line_summary(s, x, y)).collect(),
             PlotData::Scatter { x, y, series } => series
                 .iter()
                 .map(|s| {
@@ -317,10 +306,7 @@ impl Plot {
 }
 
 fn line_summary(series: &Series, x: &Axis, y: &Axis) -> Option<String> {
-    let mut shown = series
-        .points
-        .iter()
-        .filter(|p| p.drawable(x.scale, y.scale));
+    let mut shown = series.points.iter().filter(|p| p.drawable(x.scale, y.scale));
     let first = shown.next()?;
     let last = shown.next_back().unwrap_or(first);
     Some(format!(
@@ -341,11 +327,7 @@ pub(crate) fn short(value: f64) -> String {
     if size != 0.0 && !(1e-4..1e15).contains(&size) {
         return format!("{value:.3e}").replace('-', "\u{2212}");
     }
-    let whole = if size >= 1.0 {
-        size.log10().floor() as i32
-    } else {
-        -1
-    };
+    let whole = if size >= 1.0 { size.log10().floor() as i32 } else { -1 };
     let decimals = (3 - whole).clamp(0, 6) as usize;
     let text = format_number(value, decimals);
     if text.contains('.') {

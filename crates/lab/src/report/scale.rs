@@ -27,12 +27,7 @@ pub(crate) struct AxisScale {
 impl AxisScale {
     /// An axis that holds all `values`, with about `count` ticks. With `tight`, the range ends where the data
     /// ends (time axes); otherwise it ends on ticks. `None` without values.
-    pub(crate) fn new(
-        values: impl Iterator<Item = f64>,
-        scale: Scale,
-        count: usize,
-        tight: bool,
-    ) -> Option<Self> {
+    pub(crate) fn new(values: impl Iterator<Item = f64>, scale: Scale, count: usize, tight: bool) -> Option<Self> {
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
             // What is smaller than any normal number is zero to the eye and would break the logarithms below.
             let v = if v.abs() < 1e-300 && scale == Scale::Linear {
@@ -56,9 +51,7 @@ impl AxisScale {
         match self.scale {
             // Halves, because the difference of two huge numbers of unlike sign may overflow.
             Scale::Linear => (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0),
-            Scale::Log => {
-                (value.log10() - self.low.log10()) / (self.high.log10() - self.low.log10())
-            }
+            Scale::Log => (value.log10() - self.low.log10()) / (self.high.log10() - self.low.log10()),
         }
     }
 

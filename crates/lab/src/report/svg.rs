@@ -138,14 +138,7 @@ pub(crate) fn legend(
             (x, y) = (0.0, y + LINE);
         }
         swatch(out, i, x + sample / 2.0, y + 9.0);
-        text(
-            out,
-            x + sample + 6.0,
-            y + 13.5,
-            "start",
-            "fill:currentColor",
-            &name,
-        );
+        text(out, x + sample + 6.0, y + 13.5, "start", "fill:currentColor", &name);
         x += need;
     }
     y + LINE + 6.0
@@ -221,11 +214,7 @@ fn xy(x: &Axis, y: &Axis, series: &[Series], canvas: Canvas, scatter: bool) -> (
             .flat_map(|s| &s.points)
             .filter(|p| p.drawable(x.scale, y.scale))
     };
-    let (x_count, y_count) = if canvas == Canvas::Wide {
-        (8, 5)
-    } else {
-        (4, 5)
-    };
+    let (x_count, y_count) = if canvas == Canvas::Wide { (8, 5) } else { (4, 5) };
     let xs = AxisScale::new(shown().map(|p| p.x), x.scale, x_count, !scatter);
     let ends = |p: &Point| p.band(y.scale).map_or([p.y; 2], |(low, high)| [low, high]);
     let ys = shown().flat_map(|p| [p.y].into_iter().chain(ends(p)));
@@ -235,21 +224,10 @@ fn xy(x: &Axis, y: &Axis, series: &[Series], canvas: Canvas, scatter: bool) -> (
         return (out, height);
     };
 
-    let labels = ys
-        .ticks
-        .iter()
-        .map(|t| text_width(&t.label))
-        .fold(0.0, f64::max);
+    let labels = ys.ticks.iter().map(|t| text_width(&t.label)).fold(0.0, f64::max);
     // The vertical axis is named above its end: no turned text, and no width lost on a telephone.
     let name = axis_title(&join_unit(&y.label, &y.unit), &ys);
-    text(
-        &mut out,
-        0.0,
-        top + 13.5,
-        "start",
-        MUTED,
-        &fit(&name, canvas.width()),
-    );
+    text(&mut out, 0.0, top + 13.5, "start", MUTED, &fit(&name, canvas.width()));
     top += LINE + 8.0;
     let frame = Frame {
         left: labels + 10.0,
@@ -292,23 +270,11 @@ fn axes(out: &mut String, frame: &Frame, x_title: &str) {
         // Never out of the drawing, never over the label before.
         let centre = x.clamp(half, (frame.right + 14.0 - half).max(half));
         if centre - half > free {
-            text(
-                out,
-                centre,
-                frame.bottom + LINE,
-                "middle",
-                MUTED,
-                &tick.label,
-            );
+            text(out, centre, frame.bottom + LINE, "middle", MUTED, &tick.label);
             free = centre + half + 6.0;
         }
     }
-    line(
-        out,
-        (frame.left, frame.bottom),
-        (frame.right, frame.bottom),
-        AXIS,
-    );
+    line(out, (frame.left, frame.bottom), (frame.right, frame.bottom), AXIS);
     let name = axis_title(x_title, &frame.x);
     let room = frame.right - frame.left;
     text(
@@ -337,10 +303,7 @@ fn curve(out: &mut String, frame: &Frame, series: usize, run: &[&Point]) {
     for band in run.split(|p| p.band(frame.y.scale).is_none()) {
         let ends = |p: &Point| p.band(frame.y.scale).unwrap_or((p.y, p.y));
         let upper = band.iter().map(|p| (frame.px(p.x), frame.py(ends(p).1)));
-        let lower = band
-            .iter()
-            .rev()
-            .map(|p| (frame.px(p.x), frame.py(ends(p).0)));
+        let lower = band.iter().rev().map(|p| (frame.px(p.x), frame.py(ends(p).0)));
         if band.len() > 1 {
             let path = path(upper.chain(lower));
             let _ = write!(
@@ -368,26 +331,18 @@ fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     let mut last = None;
     let mut points = points.peekable();
     while let Some((x, y)) = points.next() {
-        let near =
-            last.is_some_and(|(a, b): (f64, f64)| (a - x).abs() < 0.25 && (b - y).abs() < 0.25);
+        let near = last.is_some_and(|(a, b): (f64, f64)| (a - x).abs() < 0.25 && (b - y).abs() < 0.25);
         if near && points.peek().is_some() {
             continue;
         }
-        let _ = write!(
-            out,
-            "{}{x:.1} {y:.1}",
-            if last.is_none() { 'M' } else { 'L' }
-        );
+        let _ = write!(out, "{}{x:.1} {y:.1}", if last.is_none() { 'M' } else { 'L' });
         last = Some((x, y));
     }
     out
 }
 
 fn cloud(out: &mut String, frame: &Frame, series: usize, points: &[&Point]) {
-    for p in points
-        .iter()
-        .filter(|p| p.drawable(frame.x.scale, frame.y.scale))
-    {
+    for p in points.iter().filter(|p| p.drawable(frame.x.scale, frame.y.scale)) {
         let (x, y) = (frame.px(p.x), frame.py(p.y));
         if let Some((low, high)) = p.band(frame.y.scale) {
             let style = format!("stroke:{};stroke-width:1.2", colour(series));
@@ -400,10 +355,7 @@ fn cloud(out: &mut String, frame: &Frame, series: usize, points: &[&Point]) {
 /// Mark of a series: four shapes, so that colour is not needed. The outline keeps marks apart that overlap.
 fn mark(out: &mut String, series: usize, x: f64, y: f64) {
     let r = 4.0;
-    let style = format!(
-        "fill:{};stroke:var(--paper,#fff);stroke-width:1",
-        colour(series)
-    );
+    let style = format!("fill:{};stroke:var(--paper,#fff);stroke-width:1", colour(series));
     let shape = match (series + series / COLOURS.len()) % 4 {
         0 => format!(r#"<circle cx="{x:.1}" cy="{y:.1}" r="{r}" style="{style}"/>"#),
         1 => format!(
@@ -411,14 +363,8 @@ fn mark(out: &mut String, series: usize, x: f64, y: f64) {
             x - 3.6,
             y - 3.6
         ),
-        2 => format!(
-            r#"<path d="M{x:.1} {:.1}l4.8 8.4h-9.6Z" style="{style}"/>"#,
-            y - 5.2
-        ),
-        _ => format!(
-            r#"<path d="M{x:.1} {:.1}l5 5l-5 5l-5 -5Z" style="{style}"/>"#,
-            y - 5.0
-        ),
+        2 => format!(r#"<path d="M{x:.1} {:.1}l4.8 8.4h-9.6Z" style="{style}"/>"#, y - 5.2),
+        _ => format!(r#"<path d="M{x:.1} {:.1}l5 5l-5 5l-5 -5Z" style="{style}"/>"#, y - 5.0),
     };
     out.push_str(&shape);
 }
@@ -445,8 +391,7 @@ fn point_labels(out: &mut String, frame: &Frame, series: &[Series]) {
         let place = places.into_iter().find_map(|(left, base)| {
             let area = [left, base - 9.0, left + w, base + 3.0];
             let inside = area[0] >= frame.left && area[2] <= frame.right + 14.0;
-            let apart =
-                |b: &[f64; 4]| area[2] < b[0] || b[2] < area[0] || area[3] < b[1] || b[3] < area[1];
+            let apart = |b: &[f64; 4]| area[2] < b[0] || b[2] < area[0] || area[3] < b[1] || b[3] < area[1];
             let inside = inside && area[1] >= frame.top - 8.0 && area[3] <= frame.bottom;
             (inside && taken.iter().all(apart)).then_some((left, base, area))
         });

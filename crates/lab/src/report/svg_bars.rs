@@ -3,8 +3,8 @@
 use super::plot::{Bar, BarSeries, Scale, drawable, short};
 use super::scale::AxisScale;
 use super::svg::{
-    AXIS, Canvas, FONT, GRID, LINE, MUTED, axis_title, colour, fit, legend, line, nothing, text,
-    text_width, zero_inside,
+    AXIS, Canvas, FONT, GRID, LINE, MUTED, axis_title, colour, fit, legend, line, nothing, text, text_width,
+    zero_inside,
 };
 use std::fmt::Write as _;
 
@@ -12,12 +12,7 @@ const BAR: f64 = 17.0;
 const BETWEEN: f64 = 3.0;
 
 /// The chart and its height.
-pub(crate) fn bars(
-    axis: &str,
-    groups: &[String],
-    series: &[BarSeries],
-    canvas: Canvas,
-) -> (String, f64) {
+pub(crate) fn bars(axis: &str, groups: &[String], series: &[BarSeries], canvas: Canvas) -> (String, f64) {
     let mut out = String::new();
     let names: Vec<&str> = series.iter().map(|s| s.name.as_str()).collect();
     let mut top = legend(&mut out, &names, canvas, 12.0, |out, i, cx, cy| {
@@ -39,10 +34,7 @@ pub(crate) fn bars(
     let longest = groups.iter().map(|g| text_width(g)).fold(0.0, f64::max);
     // Long names go above their bars, where the whole width is theirs.
     let beside = longest <= canvas.width() * 0.3;
-    let number = shown()
-        .map(|b| text_width(&short(b.value)))
-        .fold(0.0, f64::max)
-        + 8.0;
+    let number = shown().map(|b| text_width(&short(b.value))).fold(0.0, f64::max) + 8.0;
     let some_negative = shown().any(|b| b.value < 0.0);
     let left = if beside { longest + 12.0 } else { 2.0 } + if some_negative { number } else { 0.0 };
     let right = canvas.width() - number;
@@ -59,14 +51,7 @@ pub(crate) fn bars(
             text(&mut drawn, 0.0, middle, "start", "fill:currentColor", group);
         } else {
             let name = fit(group, canvas.width());
-            text(
-                &mut drawn,
-                0.0,
-                y + 12.0,
-                "start",
-                "fill:currentColor",
-                &name,
-            );
+            text(&mut drawn, 0.0, y + 12.0, "start", "fill:currentColor", &name);
             y += LINE;
         }
         for (i, s) in series.iter().enumerate() {
@@ -83,14 +68,7 @@ pub(crate) fn bars(
     (out, bottom + 2.0 * LINE + 8.0)
 }
 
-fn grid(
-    out: &mut String,
-    scale: &AxisScale,
-    top: f64,
-    bottom: f64,
-    px: &dyn Fn(f64) -> f64,
-    canvas: Canvas,
-) {
+fn grid(out: &mut String, scale: &AxisScale, top: f64, bottom: f64, px: &dyn Fn(f64) -> f64, canvas: Canvas) {
     let mut free = f64::NEG_INFINITY;
     for tick in &scale.ticks {
         let x = px(tick.value);
@@ -121,11 +99,7 @@ fn one(out: &mut String, series: usize, bar: Option<&Bar>, y: f64, px: &dyn Fn(f
         for x in [low, high] {
             line(out, (x, middle - 4.0), (x, middle + 4.0), style);
         }
-        outer = if bar.value < 0.0 {
-            low.min(end)
-        } else {
-            high.max(end)
-        };
+        outer = if bar.value < 0.0 { low.min(end) } else { high.max(end) };
     }
     let (x, anchor) = if bar.value < 0.0 {
         (outer - 6.0, "end")

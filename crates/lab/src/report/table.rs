@@ -192,10 +192,7 @@ impl Cell {
     /// The same cell with its change against `before` as the aside.
     #[must_use]
     pub fn change_from(mut self, before: f64) -> Self {
-        if let Some(change) = self
-            .value
-            .and_then(|after| format_percent_change(before, after))
-        {
+        if let Some(change) = self.value.and_then(|after| format_percent_change(before, after)) {
             self.note = change;
         }
         self
@@ -231,11 +228,7 @@ impl Table {
     ///
     /// # Errors
     /// When it has not one cell per column.
-    pub fn push_group(
-        &mut self,
-        group: impl Into<String>,
-        cells: Vec<Cell>,
-    ) -> Result<&mut Self, ReportError> {
+    pub fn push_group(&mut self, group: impl Into<String>, cells: Vec<Cell>) -> Result<&mut Self, ReportError> {
         if cells.len() != self.columns.len() {
             return Err(ReportError::RowLength {
                 table: self.caption.clone(),
@@ -333,10 +326,7 @@ fn mark_best<'a>(cells: impl Iterator<Item = &'a mut Cell>, goal: Goal) {
         .filter_map(|cell| cell.value.filter(|v| v.is_finite()).map(|v| (v, cell)))
         .collect();
     let least = rivals.iter().map(|(v, _)| *v).fold(f64::INFINITY, f64::min);
-    let most = rivals
-        .iter()
-        .map(|(v, _)| *v)
-        .fold(f64::NEG_INFINITY, f64::max);
+    let most = rivals.iter().map(|(v, _)| *v).fold(f64::NEG_INFINITY, f64::max);
     if least >= most {
         return;
     }

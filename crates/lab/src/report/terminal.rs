@@ -147,17 +147,11 @@ fn grid(table: &Table, layout: &[Layout], paint: &Paint, out: &mut String) {
         });
         push_line(out, &line.collect::<Vec<_>>());
     }
-    let rule = layout
-        .iter()
-        .map(|column| paint.dim(&"─".repeat(column.total())));
+    let rule = layout.iter().map(|column| paint.dim(&"─".repeat(column.total())));
     push_line(out, &rule.collect::<Vec<_>>());
     for row in &table.rows {
         if !row.group.is_empty() {
-            let _ = writeln!(
-                out,
-                "{}",
-                paint.dim(&printable(&row.group).replace('\n', " "))
-            );
+            let _ = writeln!(out, "{}", paint.dim(&printable(&row.group).replace('\n', " ")));
         }
         let texts: Vec<Vec<String>> = row
             .cells
@@ -176,24 +170,13 @@ fn grid(table: &Table, layout: &[Layout], paint: &Paint, out: &mut String) {
     }
 }
 
-fn grid_cell(
-    cell: &Cell,
-    text: &str,
-    first: bool,
-    align: Align,
-    column: &Layout,
-    paint: &Paint,
-) -> String {
+fn grid_cell(cell: &Cell, text: &str, first: bool, align: Align, column: &Layout, paint: &Paint) -> String {
     let mut out = paint.mark(cell.mark, &pad(text, column.text, align));
     if column.sign > 0 {
         out += &paint.mark(cell.mark, if first { cell.mark.sign() } else { " " });
     }
     if column.note > 0 {
-        let note = if first {
-            printable(&cell.note)
-        } else {
-            String::new()
-        };
+        let note = if first { printable(&cell.note) } else { String::new() };
         let _ = write!(out, " {}", paint.dim(&pad(&note, column.note, align)));
     }
     out
@@ -257,12 +240,7 @@ pub(crate) fn report(report: &Report, limit: usize, colour: bool) -> String {
     }
     for (name, value) in report.footer.entries() {
         // Not wrapped: a command line is there to be copied.
-        let _ = writeln!(
-            out,
-            "{} {}",
-            paint.dim(&format!("{name:<8}")),
-            printable(value)
-        );
+        let _ = writeln!(out, "{} {}", paint.dim(&format!("{name:<8}")), printable(value));
     }
     out
 }
@@ -274,11 +252,7 @@ fn block(block: &Block, limit: usize, paint: &Paint, out: &mut String) {
         }
         Block::Paragraph { text } => lines(text, limit, out),
         Block::Figures { figures } => {
-            let longest = figures
-                .iter()
-                .map(|f| width(&printable(&f.label)))
-                .max()
-                .unwrap_or(0);
+            let longest = figures.iter().map(|f| width(&printable(&f.label))).max().unwrap_or(0);
             for figure in figures {
                 let label = pad(&printable(&figure.label), longest, Align::Left);
                 let value = printable(format!("{} {}", figure.value, figure.unit).trim());

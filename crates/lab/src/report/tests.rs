@@ -76,12 +76,7 @@ fn terminal_colour_only_adds_to_the_same_text() {
         rest = after.split_once('m').map_or("", |(_, rest)| rest);
     }
     plain += rest;
-    let trim = |text: &str| {
-        text.lines()
-            .map(str::trim_end)
-            .collect::<Vec<_>>()
-            .join("\n")
-    };
+    let trim = |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     assert_eq!(trim(&plain), trim(&bill().to_terminal(80, false)));
 }
 
@@ -115,9 +110,7 @@ fn markdown_table_escapes_its_own_syntax() {
         Cell::text("x\ny *z*"),
         Cell::number(-2.5, 1).mark(Mark::Best).note("−3 %"),
     ];
-    table
-        .push(row)
-        .expect("invariant: two cells for two columns");
+    table.push(row).expect("invariant: two cells for two columns");
     let expected = "| a\\|b | n (MiB) |\n| --- | ---: |\n| x y \\*z\\* | **−2.5** (−3 %) |\n";
     assert_eq!(table.to_markdown(), expected);
 }
@@ -186,10 +179,7 @@ fn numbers_read_well() {
 #[test]
 fn wrapping_keeps_every_word_and_the_limit() {
     let lines = wrap("the quick 重重重重 brown-fox\nend", 6);
-    assert_eq!(
-        lines,
-        ["the", "quick", "重重重", "重", "brown-", "fox", "end"]
-    );
+    assert_eq!(lines, ["the", "quick", "重重重", "重", "brown-", "fox", "end"]);
 }
 
 /// Every kind of block, every field filled in.
@@ -204,9 +194,7 @@ fn sample() -> Report {
     let series = vec![
         Series {
             name: "seed 0".into(),
-            points: (1..30)
-                .map(|i| point(f64::from(i), 9.0 / f64::from(i)))
-                .collect(),
+            points: (1..30).map(|i| point(f64::from(i), 9.0 / f64::from(i))).collect(),
         },
         Series::new("seed 1", [(1.0, 3.0), (2.0, f64::NAN), (3.0, 1.0)]),
     ];
@@ -220,10 +208,7 @@ fn sample() -> Report {
         label: "speed".into(),
         unit: "tokens/s".into(),
         groups: vec!["prefill".into(), "decode".into()],
-        series: vec![
-            BarSeries::new("before", [10.0, -2.0]),
-            BarSeries::new("after", [12.0]),
-        ],
+        series: vec![BarSeries::new("before", [10.0, -2.0]), BarSeries::new("after", [12.0])],
     };
     let plot = |data| {
         Block::Plot(Plot {
@@ -274,11 +259,7 @@ fn sample() -> Report {
 }
 
 /// Calls `edit` with a copy of `whole` for each string inside it, that string replaced.
-fn each_string(
-    whole: &serde_json::Value,
-    with: &str,
-    edit: &mut impl FnMut(&str, serde_json::Value),
-) {
+fn each_string(whole: &serde_json::Value, with: &str, edit: &mut impl FnMut(&str, serde_json::Value)) {
     fn paths(value: &serde_json::Value, at: &str, out: &mut Vec<String>) {
         match value {
             serde_json::Value::String(_) => out.push(at.to_owned()),
@@ -288,9 +269,7 @@ fn each_string(
                     .enumerate()
                     .for_each(|(i, v)| paths(v, &format!("{at}/{i}"), out));
             }
-            serde_json::Value::Object(map) => map
-                .iter()
-                .for_each(|(k, v)| paths(v, &format!("{at}/{k}"), out)),
+            serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| paths(v, &format!("{at}/{k}"), out)),
             _ => {}
         }
     }
@@ -298,9 +277,7 @@ fn each_string(
     paths(whole, "", &mut all);
     for path in all {
         let mut copy = whole.clone();
-        *copy
-            .pointer_mut(&path)
-            .expect("invariant: the path was just walked") = with.into();
+        *copy.pointer_mut(&path).expect("invariant: the path was just walked") = with.into();
         edit(&path, copy);
     }
 }
@@ -326,16 +303,13 @@ fn no_text_in_any_field_becomes_markup() {
             tried += 1;
             let html = report.to_html();
             assert!(!html.contains("<script"), "{hostile:?} in {path}");
-            assert!(
-                !html.contains('\0') && !html.contains('\u{b}'),
-                "{hostile:?} in {path}"
-            );
+            assert!(!html.contains('\0') && !html.contains('\u{b}'), "{hostile:?} in {path}");
             // The same page with a harmless text of the same length must have as many tags and quotes.
             let harmless = serde_json::to_string(&value).expect("invariant: a value is plain data");
             let quoted = serde_json::to_string(hostile).expect("invariant: a string is plain data");
             let word = format!("\"{}\"", "x".repeat(hostile.chars().count()));
-            let harmless: Report = serde_json::from_str(&harmless.replace(&quoted, &word))
-                .expect("invariant: still a report");
+            let harmless: Report =
+                serde_json::from_str(&harmless.replace(&quoted, &word)).expect("invariant: still a report");
             let harmless = harmless.to_html();
             assert_eq!(tags(&html), tags(&harmless), "{hostile:?} in {path}");
             assert_eq!(quotes(&html), quotes(&harmless), "{hostile:?} in {path}");
@@ -354,11 +328,7 @@ fn page_loads_nothing_and_names_everything() {
     assert_eq!(count("<svg "), 6, "three charts, each for two widths");
     assert_eq!(count("role=\"img\""), count("<svg "));
     assert_eq!(count("<desc "), count("<svg "));
-    assert_eq!(
-        count("<th "),
-        count("scope="),
-        "every table head says what it heads"
-    );
+    assert_eq!(count("<th "), count("scope="), "every table head says what it heads");
     let ids: Vec<&str> = html
         .split(" id=\"")
         .skip(1)
@@ -399,9 +369,7 @@ fn json_gives_the_report_back() {
     assert!(series[1].points[1].y.is_nan());
     let mut back = back;
     for report in [&mut report, &mut back] {
-        report
-            .blocks
-            .retain(|block| !matches!(block, Block::Plot(_)));
+        report.blocks.retain(|block| !matches!(block, Block::Plot(_)));
     }
     assert_eq!(back, report);
 }
@@ -411,28 +379,20 @@ fn file_is_written_whole_and_errors_name_it() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("report.html");
     sample().write_html(&path).expect("written");
-    assert_eq!(
-        std::fs::read_to_string(&path).expect("read"),
-        sample().to_html()
-    );
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), sample().to_html());
     assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1);
     let error = sample()
         .write_html(&dir.path().join("no/report.html"))
         .expect_err("no such folder");
     assert!(
-        error
-            .to_string()
-            .contains("no/report.html: cannot write the report"),
+        error.to_string().contains("no/report.html: cannot write the report"),
         "{error}"
     );
 }
 
 fn labels(values: &[f64], scale: Scale) -> (Vec<String>, String) {
     let axis = AxisScale::new(values.iter().copied(), scale, 5, false).expect("there are values");
-    (
-        axis.ticks.iter().map(|t| t.label.clone()).collect(),
-        axis.factor(),
-    )
+    (axis.ticks.iter().map(|t| t.label.clone()).collect(), axis.factor())
 }
 
 #[test]
@@ -447,10 +407,7 @@ fn ticks_are_round_numbers() {
     assert_eq!(texts(&[0.0, 8e12], Scale::Linear), "0 2 4 6 8 ×10¹²");
     assert_eq!(texts(&[7.0], Scale::Linear), "6.0 6.5 7.0 7.5 8.0 ");
     assert_eq!(texts(&[0.0], Scale::Linear), "−1.0 −0.5 0.0 0.5 1.0 ");
-    assert_eq!(
-        texts(&[0.001, 1000.0], Scale::Log),
-        "0.001 0.01 0.1 1 10 100 1000 "
-    );
+    assert_eq!(texts(&[0.001, 1000.0], Scale::Log), "0.001 0.01 0.1 1 10 100 1000 ");
     assert_eq!(texts(&[1.0, 60.0], Scale::Log), "1 2 5 10 20 50 ");
 }
 
@@ -476,9 +433,7 @@ fn axes_hold_for_any_numbers() {
             for (a, b) in [(a, b), (-a, b), (a, -b), (-a, -b)] {
                 for scale in [Scale::Linear, Scale::Log] {
                     for tight in [false, true] {
-                        let values = [a, b]
-                            .into_iter()
-                            .filter(|v| super::plot::drawable(*v, scale));
+                        let values = [a, b].into_iter().filter(|v| super::plot::drawable(*v, scale));
                         let Some(axis) = AxisScale::new(values.clone(), scale, 5, tight) else {
                             continue;
                         };
@@ -491,10 +446,7 @@ fn axes_hold_for_any_numbers() {
                         }
                         for v in values.chain(axis.ticks.iter().map(|t| t.value)) {
                             let place = axis.place(v);
-                            assert!(
-                                (-1e-6..=1.0 + 1e-6).contains(&place),
-                                "{v:e} at {place}: {what}"
-                            );
+                            assert!((-1e-6..=1.0 + 1e-6).contains(&place), "{v:e} at {place}: {what}");
                         }
                     }
                 }
@@ -516,10 +468,7 @@ fn svg(data: PlotData) -> (String, String) {
         .filter(|tag| !tag.starts_with("text") && !tag.starts_with("desc"))
         .collect();
     for bad in ["NaN", "inf"] {
-        assert!(
-            shapes.iter().all(|tag| !tag.contains(bad)),
-            "{bad} in {svg}"
-        );
+        assert!(shapes.iter().all(|tag| !tag.contains(bad)), "{bad} in {svg}");
     }
     (svg, plot.omissions().unwrap_or_default())
 }
@@ -580,15 +529,9 @@ fn what_cannot_be_drawn_is_said() {
     };
     let (image, said) = svg(bars(3, vec![1.0, f64::NAN]));
     assert_eq!(image.matches("no value").count(), 4);
-    assert_eq!(
-        said,
-        "2 values are not drawn: missing or not a finite number."
-    );
+    assert_eq!(said, "2 values are not drawn: missing or not a finite number.");
     let (_, said) = svg(bars(1, vec![1.0, 2.0]));
-    assert_eq!(
-        said,
-        "1 value is not drawn: missing or not a finite number."
-    );
+    assert_eq!(said, "1 value is not drawn: missing or not a finite number.");
     assert!(svg(bars(0, vec![])).0.contains("No data to draw"));
     for values in [[0.0, 0.0], [-1e300, 1e300], [-5.0, -1.0], [1e-310, 1e-300]] {
         assert_eq!(svg(bars(2, values.to_vec())).1, "");

@@ -110,9 +110,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// Groups the digits of a whole number by three with a no-break thin space: `12 345 678`.
 pub(crate) fn group_digits(digits: &str) -> String {
-    let (sign, digits) = digits
-        .strip_prefix('-')
-        .map_or(("", digits), |rest| ("\u{2212}", rest));
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |rest| ("\u{2212}", rest));
     let mut out = String::from(sign);
     for (i, c) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) && digits.len() > 4 {
@@ -187,11 +185,7 @@ pub fn format_bytes(bytes: u64) -> String {
         unit += 1;
     }
     let name = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"][unit];
-    format!(
-        "{:.*} {name}",
-        if unit == 0 { 0 } else { decimals(value) },
-        value
-    )
+    format!("{:.*} {name}", if unit == 0 { 0 } else { decimals(value) }, value)
 }
 
 /// A count in decimal units, three digits: `4.21 M`.
@@ -236,9 +230,5 @@ pub fn format_percent_change(before: f64, after: f64) -> Option<String> {
 
 /// Decimals that leave three digits.
 fn decimals(value: f64) -> usize {
-    if value < 9.995 {
-        2
-    } else {
-        usize::from(value < 99.95)
-    }
+    if value < 9.995 { 2 } else { usize::from(value < 99.95) }
 }

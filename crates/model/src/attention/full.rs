@@ -118,7 +118,8 @@ impl Attention for FullAttention {
                 ops::attention(&q_bthd, k, v, &ctx.spans, config)?
             }
         };
-        self.o.forward(&ops::reshape(&out, &[b, t, self.heads * hd])?, ctx.compute)
+        self.o
+            .forward(&ops::reshape(&out, &[b, t, self.heads * hd])?, ctx.compute)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

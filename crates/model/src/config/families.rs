@@ -17,43 +17,109 @@ struct Family {
 }
 
 const FAMILIES: &[Family] = &[
-    Family { model_type: "llama", used: &["attention_bias", "mlp_bias", "pretraining_tp"] },
-    Family { model_type: "mistral", used: &["sliding_window"] },
-    Family { model_type: "qwen2", used: &["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"] },
+    Family {
+        model_type: "llama",
+        used: &["attention_bias", "mlp_bias", "pretraining_tp"],
+    },
+    Family {
+        model_type: "mistral",
+        used: &["sliding_window"],
+    },
+    Family {
+        model_type: "qwen2",
+        used: &[
+            "sliding_window",
+            "use_sliding_window",
+            "max_window_layers",
+            "layer_types",
+        ],
+    },
     Family {
         model_type: "qwen3",
-        used: &["attention_bias", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"],
+        used: &[
+            "attention_bias",
+            "sliding_window",
+            "use_sliding_window",
+            "max_window_layers",
+            "layer_types",
+        ],
     },
-    Family { model_type: "mixtral", used: &["sliding_window", "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"] },
+    Family {
+        model_type: "mixtral",
+        used: &[
+            "sliding_window",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "router_aux_loss_coef",
+        ],
+    },
     Family {
         model_type: "qwen2_moe",
         used: &[
-            "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "qkv_bias", "num_experts",
-            "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size",
-            "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "router_aux_loss_coef",
+            "sliding_window",
+            "use_sliding_window",
+            "max_window_layers",
+            "layer_types",
+            "qkv_bias",
+            "num_experts",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "norm_topk_prob",
+            "decoder_sparse_step",
+            "mlp_only_layers",
+            "router_aux_loss_coef",
         ],
     },
     Family {
         model_type: "qwen3_moe",
         used: &[
-            "attention_bias", "sliding_window", "use_sliding_window", "num_experts", "num_local_experts",
-            "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",
+            "attention_bias",
+            "sliding_window",
+            "use_sliding_window",
+            "num_experts",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            "decoder_sparse_step",
+            "mlp_only_layers",
             "router_aux_loss_coef",
         ],
     },
     Family {
         model_type: "olmoe",
         used: &[
-            "attention_bias", "clip_qkv", "num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef",
+            "attention_bias",
+            "clip_qkv",
+            "num_experts",
+            "num_experts_per_tok",
+            "norm_topk_prob",
+            "router_aux_loss_coef",
         ],
     },
 ];
 
 /// Used by every family.
 const COMMON: &[&str] = &[
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-    "rope_scaling", "rope_parameters", "tie_word_embeddings", "eos_token_id", "initializer_range",
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "eos_token_id",
+    "initializer_range",
 ];
 
 /// Written by `ounce merge`: experts of a family, fewer than the router has outputs.
@@ -61,21 +127,57 @@ const MERGED: &[&str] = &["base_model_type", "expert_map"];
 
 /// Cannot change logits in inference.
 const HARMLESS: &[&str] = &[
-    "architectures", "dtype", "torch_dtype", "transformers_version", "bos_token_id", "pad_token_id", "use_cache",
-    "attention_dropout", "output_router_logits", "router_jitter_noise", "output_attentions", "output_hidden_states",
-    "return_dict", "_name_or_path", "name_or_path", "id2label", "label2id", "is_decoder", "is_encoder_decoder",
-    "chunk_size_feed_forward", "problem_type", "unsloth_version", "unsloth_fixed", "ounce_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "bos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "attention_dropout",
+    "output_router_logits",
+    "router_jitter_noise",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "_name_or_path",
+    "name_or_path",
+    "id2label",
+    "label2id",
+    "is_decoder",
+    "is_encoder_decoder",
+    "chunk_size_feed_forward",
+    "problem_type",
+    "unsloth_version",
+    "unsloth_fixed",
+    "ounce_version",
     // Present, and without effect, in files of families that do not read them.
-    "max_window_layers", "use_sliding_window",
+    "max_window_layers",
+    "use_sliding_window",
 ];
 
 /// Keys that change the function in ways that are not implemented, with the reason given to the user.
 const REFUSED: &[(&str, &str)] = &[
-    ("quantization_config", "quantised weights cannot be read; use the unquantised checkpoint"),
-    ("auto_map", "the checkpoint brings its own model code, which is never executed"),
-    ("moh", "mixture-of-head routing changes every layer; this version cannot run it"),
-    ("ladder_layers", "ladder residual wiring changes every layer; this version cannot run it"),
-    ("enc_chunk_size", "this is a retrieval decoder (GCA/DRT), not a Llama; this version cannot run it"),
+    (
+        "quantization_config",
+        "quantised weights cannot be read; use the unquantised checkpoint",
+    ),
+    (
+        "auto_map",
+        "the checkpoint brings its own model code, which is never executed",
+    ),
+    (
+        "moh",
+        "mixture-of-head routing changes every layer; this version cannot run it",
+    ),
+    (
+        "ladder_layers",
+        "ladder residual wiring changes every layer; this version cannot run it",
+    ),
+    (
+        "enc_chunk_size",
+        "this is a retrieval decoder (GCA/DRT), not a Llama; this version cannot run it",
+    ),
     ("partial_rotary_factor", "partial rotary positions are not implemented"),
     ("attn_logit_softcapping", "soft-capped attention is not implemented"),
     ("final_logit_softcapping", "soft-capped logits are not implemented"),
@@ -83,16 +185,32 @@ const REFUSED: &[(&str, &str)] = &[
 
 pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
     let Value::Object(map) = json else {
-        return refuse(file, "", "the file is not a JSON object", "it should be the config.json of a checkpoint");
+        return refuse(
+            file,
+            "",
+            "the file is not a JSON object",
+            "it should be the config.json of a checkpoint",
+        );
     };
     let keys = Keys { file, map };
-    let Some(stated) = keys.text("model_type")? else { return keys.bad("model_type", "is missing") };
+    let Some(stated) = keys.text("model_type")? else {
+        return keys.bad("model_type", "is missing");
+    };
     let merged = stated == "ounce_merged";
-    let base = if merged { keys.text("base_model_type")?.unwrap_or("") } else { stated };
+    let base = if merged {
+        keys.text("base_model_type")?.unwrap_or("")
+    } else {
+        stated
+    };
     let Some(family) = FAMILIES.iter().find(|f| f.model_type == base) else {
         let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
         let key = if merged { "base_model_type" } else { "model_type" };
-        return refuse(file, key, format!("\"{base}\" is not a supported family"), format!("supported: {}", known.join(", ")));
+        return refuse(
+            file,
+            key,
+            format!("\"{base}\" is not a supported family"),
+            format!("supported: {}", known.join(", ")),
+        );
     };
     for key in map.keys() {
         let key = key.as_str();
@@ -119,12 +237,20 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
     let heads = keys.size("num_attention_heads")?;
     let kv_heads = keys.count("num_key_value_heads", 1..=1 << 20)?.unwrap_or(heads);
     if heads % kv_heads != 0 {
-        return keys.bad("num_key_value_heads", format!("must divide num_attention_heads = {heads}, is {kv_heads}"));
+        return keys.bad(
+            "num_key_value_heads",
+            format!("must divide num_attention_heads = {heads}, is {kv_heads}"),
+        );
     }
     let head_dim = match keys.count("head_dim", 1..=1 << 16)? {
         Some(v) => v,
         None if hidden_size % heads == 0 => hidden_size / heads,
-        None => return keys.bad("num_attention_heads", format!("must divide hidden_size = {hidden_size}, is {heads}")),
+        None => {
+            return keys.bad(
+                "num_attention_heads",
+                format!("must divide hidden_size = {hidden_size}, is {heads}"),
+            );
+        }
     };
     if head_dim % 2 != 0 {
         return keys.bad("head_dim", format!("must be even for rotary positions, is {head_dim}"));
@@ -133,13 +259,18 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         && act != "silu"
         && act != "swish"
     {
-        return keys.bad("hidden_act", format!("only \"silu\" is implemented for this family, is \"{act}\""));
+        return keys.bad(
+            "hidden_act",
+            format!("only \"silu\" is implemented for this family, is \"{act}\""),
+        );
     }
     if base == "llama" && keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1 {
         return keys.bad("pretraining_tp", "only 1 is implemented");
     }
     let layer_count = keys.count("num_hidden_layers", 1..=4096)?;
-    let Some(layer_count) = layer_count else { return keys.bad("num_hidden_layers", "is missing") };
+    let Some(layer_count) = layer_count else {
+        return keys.bad("num_hidden_layers", "is missing");
+    };
     let max_positions = keys.count("max_position_embeddings", 1..=1 << 40)?.unwrap_or(2048);
     let windows = windows(keys, base, layer_count)?;
     let ffns = ffns(keys, base, merged, layer_count)?;
@@ -149,7 +280,11 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         raw: keys.map.clone(),
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
-        layers: windows.into_iter().zip(ffns).map(|(window, ffn)| LayerConfig { window, ffn }).collect(),
+        layers: windows
+            .into_iter()
+            .zip(ffns)
+            .map(|(window, ffn)| LayerConfig { window, ffn })
+            .collect(),
         heads,
         kv_heads,
         head_dim,
@@ -190,7 +325,10 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
         // A list that asks for windows without giving one is a contradiction the reference would fail on.
         return Ok(vec![None; layers]);
     };
-    if let Some(types) = keys.get("layer_types").filter(|_| base.starts_with("qwen") && base != "qwen3_moe") {
+    if let Some(types) = keys
+        .get("layer_types")
+        .filter(|_| base.starts_with("qwen") && base != "qwen3_moe")
+    {
         let Some(types) = types.as_array().filter(|t| t.len() == layers) else {
             return keys.bad("layer_types", format!("must list {layers} layers"));
         };
@@ -199,7 +337,10 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
             .map(|t| match t.as_str() {
                 Some("full_attention") => Ok(None),
                 Some("sliding_attention") => Ok(Some(window)),
-                _ => keys.bad("layer_types", format!("knows \"full_attention\" and \"sliding_attention\", not {t}")),
+                _ => keys.bad(
+                    "layer_types",
+                    format!("knows \"full_attention\" and \"sliding_attention\", not {t}"),
+                ),
             })
             .collect();
     }
@@ -218,13 +359,21 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
 }
 
 fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<FfnConfig>> {
-    let dense = FfnConfig::Dense { width: keys.size("intermediate_size")? };
+    let dense = FfnConfig::Dense {
+        width: keys.size("intermediate_size")?,
+    };
     let (names, width, norm_topk) = match base {
         "mixtral" => (MoeNames::Mixtral, keys.size("intermediate_size")?, true),
-        "olmoe" => (MoeNames::Qwen, keys.size("intermediate_size")?, keys.flag("norm_topk_prob", false)?),
-        "qwen2_moe" | "qwen3_moe" => {
-            (MoeNames::Qwen, keys.size("moe_intermediate_size")?, keys.flag("norm_topk_prob", false)?)
-        }
+        "olmoe" => (
+            MoeNames::Qwen,
+            keys.size("intermediate_size")?,
+            keys.flag("norm_topk_prob", false)?,
+        ),
+        "qwen2_moe" | "qwen3_moe" => (
+            MoeNames::Qwen,
+            keys.size("moe_intermediate_size")?,
+            keys.flag("norm_topk_prob", false)?,
+        ),
         _ => {
             if merged {
                 return keys.bad("base_model_type", format!("\"{base}\" has no experts to merge"));
@@ -232,7 +381,11 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
             return Ok(vec![dense; layers]);
         }
     };
-    let expert_key = if keys.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
+    let expert_key = if keys.get("num_experts").is_some() {
+        "num_experts"
+    } else {
+        "num_local_experts"
+    };
     let experts = match keys.count(expert_key, 0..=1 << 16)? {
         Some(0) => return keys.bad(expert_key, "a mixture of experts needs at least 1 expert, has 0"),
         Some(v) => v,
@@ -240,7 +393,10 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
     };
     let top_k = keys.size("num_experts_per_tok")?;
     if top_k > experts {
-        return keys.bad("num_experts_per_tok", format!("must be at most {expert_key} = {experts}, is {top_k}"));
+        return keys.bad(
+            "num_experts_per_tok",
+            format!("must be at most {expert_key} = {experts}, is {top_k}"),
+        );
     }
     let shared_width = match base {
         "qwen2_moe" => Some(keys.size("shared_expert_intermediate_size")?),
@@ -253,7 +409,11 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
     let step = keys.count("decoder_sparse_step", 1..=1 << 20)?.unwrap_or(1);
     let dense_layers = keys.counts("mlp_only_layers")?.unwrap_or_default();
     let is_moe = |i: usize| !dense_layers.contains(&i) && (i + 1).is_multiple_of(step);
-    let maps = if merged { expert_maps(keys, experts, (0..layers).filter(|&i| is_moe(i)).count())? } else { Vec::new() };
+    let maps = if merged {
+        expert_maps(keys, experts, (0..layers).filter(|&i| is_moe(i)).count())?
+    } else {
+        Vec::new()
+    };
     let identity: Arc<[usize]> = (0..experts).collect();
     let mut maps = maps.into_iter();
     Ok((0..layers)
@@ -263,7 +423,17 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
             }
             let map = maps.next().unwrap_or_else(|| identity.clone());
             let stored = map.iter().max().map_or(0, |m| m + 1);
-            FfnConfig::Moe(MoeConfig { experts, stored, map, top_k, width, norm_topk, shared_width, balance, names })
+            FfnConfig::Moe(MoeConfig {
+                experts,
+                stored,
+                map,
+                top_k,
+                width,
+                norm_topk,
+                shared_width,
+                balance,
+                names,
+            })
         })
         .collect())
 }
@@ -271,14 +441,19 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
 /// `expert_map`: for each mixture layer, the stored expert of each router output.
 fn expert_maps(keys: &Keys<'_>, experts: usize, moe_layers: usize) -> Result<Vec<Arc<[usize]>>> {
     let rule = format!("must hold {moe_layers} lists of {experts} stored-expert ids, without gaps from 0");
-    let Some(lists) = keys.get("expert_map").and_then(Value::as_array).filter(|l| l.len() == moe_layers) else {
+    let Some(lists) = keys
+        .get("expert_map")
+        .and_then(Value::as_array)
+        .filter(|l| l.len() == moe_layers)
+    else {
         return keys.bad("expert_map", rule);
     };
     lists
         .iter()
         .map(|list| {
-            let ids: Option<Vec<usize>> =
-                list.as_array().and_then(|l| l.iter().map(|v| v.as_u64().map(|v| v as usize)).collect());
+            let ids: Option<Vec<usize>> = list
+                .as_array()
+                .and_then(|l| l.iter().map(|v| v.as_u64().map(|v| v as usize)).collect());
             let valid = |ids: &Vec<usize>| {
                 let stored = ids.iter().max().map_or(0, |m| m.saturating_add(1));
                 ids.len() == experts && stored <= experts && (0..stored).all(|e| ids.contains(&e))
@@ -294,11 +469,20 @@ fn expert_maps(keys: &Keys<'_>, experts: usize, moe_layers: usize) -> Result<Vec
 /// Both spellings: `rope_parameters` (new) and flat `rope_theta` + `rope_scaling` (old).
 fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> {
     let flat_theta = keys.positive("rope_theta", 10000.0)?;
-    let nested_key = if keys.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-    let Some(nested) = keys.get(nested_key) else {
-        return Ok(RopeConfig { theta: flat_theta, scaling: RopeScaling::Default });
+    let nested_key = if keys.get("rope_parameters").is_some() {
+        "rope_parameters"
+    } else {
+        "rope_scaling"
     };
-    let Value::Object(map) = nested else { return keys.bad(nested_key, "must be an object") };
+    let Some(nested) = keys.get(nested_key) else {
+        return Ok(RopeConfig {
+            theta: flat_theta,
+            scaling: RopeScaling::Default,
+        });
+    };
+    let Value::Object(map) = nested else {
+        return keys.bad(nested_key, "must be an object");
+    };
     let inner = Keys { file: keys.file, map };
     let theta = inner.positive("rope_theta", flat_theta)?;
     let kind = match inner.text("rope_type")? {
@@ -308,10 +492,21 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> {
     let known: &[&str] = match kind {
         "default" => &[],
         "linear" => &["factor"],
-        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+        "llama3" => &[
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ],
         "yarn" => &[
-            "factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor", "mscale",
-            "mscale_all_dim", "truncate",
+            "factor",
+            "beta_fast",
+            "beta_slow",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
         ],
         other => {
             return refuse(
@@ -332,7 +527,9 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> {
         _ => inner.bad(key, format!("rope type \"{kind}\" needs a number above 0")),
     };
     let scaling = match kind {
-        "linear" => RopeScaling::Linear { factor: need("factor")? },
+        "linear" => RopeScaling::Linear {
+            factor: need("factor")?,
+        },
         "llama3" => RopeScaling::Llama3 {
             factor: need("factor")?,
             low_freq_factor: need("low_freq_factor")?,
@@ -342,8 +539,18 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> {
         "yarn" => {
             let original = inner.positive("original_max_position_embeddings", max_positions as f64)?;
             let factor = inner.positive("factor", max_positions as f64 / original)?;
-            let gain = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-            let attention_factor = match (inner.number("attention_factor")?, inner.number("mscale")?, inner.number("mscale_all_dim")?) {
+            let gain = |mscale: f64| {
+                if factor <= 1.0 {
+                    1.0
+                } else {
+                    0.1 * mscale * factor.ln() + 1.0
+                }
+            };
+            let attention_factor = match (
+                inner.number("attention_factor")?,
+                inner.number("mscale")?,
+                inner.number("mscale_all_dim")?,
+            ) {
                 (Some(stated), _, _) => stated,
                 (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => gain(m) / gain(all),
                 _ => gain(1.0),

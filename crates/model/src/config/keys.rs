@@ -17,7 +17,12 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn bad<T>(&self, key: &str, rule: impl Into<String>) -> Result<T> {
-        refuse(self.file, key, rule, "the file may be damaged, or made for another program")
+        refuse(
+            self.file,
+            key,
+            rule,
+            "the file may be damaged, or made for another program",
+        )
     }
 
     /// A whole number in `range`, if present.
@@ -25,7 +30,14 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().map(|v| v as usize) {
             Some(v) if range.contains(&v) => Ok(Some(v)),
-            _ => self.bad(key, format!("must be a whole number in {}..={}, is {value}", range.start(), range.end())),
+            _ => self.bad(
+                key,
+                format!(
+                    "must be a whole number in {}..={}, is {value}",
+                    range.start(),
+                    range.end()
+                ),
+            ),
         }
     }
 
@@ -76,7 +88,9 @@ impl<'a> Keys<'a> {
 
     pub(super) fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let list = value.as_array().and_then(|a| a.iter().map(|v| v.as_u64().map(|v| v as usize)).collect());
+        let list = value
+            .as_array()
+            .and_then(|a| a.iter().map(|v| v.as_u64().map(|v| v as usize)).collect());
         match list {
             Some(list) => Ok(Some(list)),
             None => self.bad(key, format!("must be a list of whole numbers, is {value}")),

@@ -80,7 +80,11 @@ pub enum FfnConfig {
 impl FfnConfig {
     /// The mixture, if it is one.
     pub fn moe(&self) -> Option<&MoeConfig> {
-        if let FfnConfig::Moe(moe) = self { Some(moe) } else { None }
+        if let FfnConfig::Moe(moe) = self {
+            Some(moe)
+        } else {
+            None
+        }
     }
 }
 
@@ -191,7 +195,10 @@ impl ModelConfig {
 
     /// The mixture configurations, with their layer index.
     pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeConfig)> {
-        self.layers.iter().enumerate().filter_map(|(i, l)| l.ffn.moe().map(|m| (i, m)))
+        self.layers
+            .iter()
+            .enumerate()
+            .filter_map(|(i, l)| l.ffn.moe().map(|m| (i, m)))
     }
 
     /// Bytes of keys and values per token, over all layers, with elements of `element` bytes.
@@ -202,5 +209,10 @@ impl ModelConfig {
 
 /// A configuration error in one call.
 pub(crate) fn refuse<T>(file: &str, key: &str, rule: impl Into<String>, hint: impl Into<String>) -> Result<T> {
-    Err(ModelError::Config { file: file.into(), key: key.into(), rule: rule.into(), hint: hint.into() })
+    Err(ModelError::Config {
+        file: file.into(),
+        key: key.into(),
+        rule: rule.into(),
+        hint: hint.into(),
+    })
 }

@@ -37,9 +37,13 @@ pub trait FeedForward: Send + Sync {
 pub fn build(config: &ModelConfig, layer: usize, weights: &mut dyn Weights) -> Result<Box<dyn FeedForward>> {
     let prefix = format!("model.layers.{layer}");
     Ok(match &config.layers[layer].ffn {
-        FfnConfig::Dense { width } => {
-            Box::new(DenseFfn::new(&format!("{prefix}.mlp"), config.hidden_size, *width, config.mlp_bias, weights)?)
-        }
+        FfnConfig::Dense { width } => Box::new(DenseFfn::new(
+            &format!("{prefix}.mlp"),
+            config.hidden_size,
+            *width,
+            config.mlp_bias,
+            weights,
+        )?),
         FfnConfig::Moe(moe) => Box::new(MoeFfn::new(&prefix, layer, config, moe, weights)?),
     })
 }

@@ -86,7 +86,11 @@ impl Dispatch {
                 }
             };
         }
-        Self { tokens, pair_of, offsets }
+        Self {
+            tokens,
+            pair_of,
+            offsets,
+        }
     }
 }
 
@@ -95,14 +99,23 @@ impl MoeFfn {
     ///
     /// # Errors
     /// If a weight is missing or has the wrong shape.
-    pub fn new(prefix: &str, layer: usize, config: &ModelConfig, moe: &MoeConfig, weights: &mut dyn Weights) -> Result<Self> {
+    pub fn new(
+        prefix: &str,
+        layer: usize,
+        config: &ModelConfig,
+        moe: &MoeConfig,
+        weights: &mut dyn Weights,
+    ) -> Result<Self> {
         let d = config.hidden_size;
         let base = format!("{prefix}.{}", moe.names.block());
         let experts = (0..moe.stored)
             .map(|e| {
                 let [gate, up, down] = moe.names.expert(&base, e);
                 let linear = |weights: &mut dyn Weights, name: &str, out, inner| -> Result<Linear> {
-                    Ok(Linear { weight: weights.param(name, &[out, inner])?, bias: None })
+                    Ok(Linear {
+                        weight: weights.param(name, &[out, inner])?,
+                        bias: None,
+                    })
                 };
                 Ok(DenseFfn {
                     gate: linear(weights, &gate, moe.width, d)?,

@@ -15,7 +15,9 @@ impl StandardPlan {
     /// # Errors
     /// If a weight is missing or has the wrong shape.
     pub fn new(config: &ModelConfig, weights: &mut dyn Weights) -> Result<Self> {
-        let blocks = (0..config.layers.len()).map(|l| Block::new(config, l, weights)).collect::<Result<_>>()?;
+        let blocks = (0..config.layers.len())
+            .map(|l| Block::new(config, l, weights))
+            .collect::<Result<_>>()?;
         Ok(Self { blocks })
     }
 }

@@ -33,10 +33,7 @@ impl Files {
     }
 
     /// `(bos, eos ids)`.
-    pub(super) fn ids(
-        &self,
-        id_of: impl Fn(&str) -> Option<u32>,
-    ) -> Result<(Option<u32>, Vec<u32>)> {
+    pub(super) fn ids(&self, id_of: impl Fn(&str) -> Option<u32>) -> Result<(Option<u32>, Vec<u32>)> {
         let mut found = [Vec::new(), Vec::new()];
         for (ids, end) in found.iter_mut().zip(["bos", "eos"]) {
             for (file, value) in [
@@ -44,17 +41,14 @@ impl Files {
                 ("config.json", &self.model),
             ] {
                 let key = format!("{end}_token_id");
-                ids.extend(
-                    numbers(&value[&key]).map_err(|reason| self.malformed(file, &key, &reason))?,
-                );
+                ids.extend(numbers(&value[&key]).map_err(|reason| self.malformed(file, &key, &reason))?);
             }
             for (file, value) in [
                 ("tokenizer_config.json", &self.tokenizer_config),
                 ("special_tokens_map.json", &self.special_map),
             ] {
                 let key = format!("{end}_token");
-                let token =
-                    text(&value[&key]).map_err(|reason| self.malformed(file, &key, &reason))?;
+                let token = text(&value[&key]).map_err(|reason| self.malformed(file, &key, &reason))?;
                 // A token the vocabulary lacks has no embedding row either, so the model can never produce it.
                 ids.extend(token.and_then(&id_of));
             }
@@ -103,9 +97,7 @@ fn numbers(value: &Value) -> std::result::Result<Vec<u32>, String> {
     let one = |v: &Value| match (v.as_u64().and_then(|id| u32::try_from(id).ok()), v.as_i64()) {
         (Some(id), _) => Ok(Some(id)),
         (None, Some(-1)) => Ok(None),
-        _ => Err(format!(
-            "must be a token id, a list of token ids or null, not {v}"
-        )),
+        _ => Err(format!("must be a token id, a list of token ids or null, not {v}")),
     };
     match value {
         Value::Null => Ok(Vec::new()),

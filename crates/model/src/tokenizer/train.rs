@@ -154,8 +154,7 @@ fn find_merges(
         }
     }
     // Entries may be stale (too high, never too low); a stale one is corrected when it comes up.
-    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> =
-        pair_count.iter().map(|(&p, &n)| (n, Reverse(p))).collect();
+    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = pair_count.iter().map(|(&p, &n)| (n, Reverse(p))).collect();
     let mut merges = Vec::new();
     while tokens.len() < vocab_size {
         let Some((count, Reverse(pair))) = queue.pop() else {

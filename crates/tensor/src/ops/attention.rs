@@ -62,16 +62,32 @@ impl<'a> KeyValue<'a> {
     fn view(&self) -> Result<Heads<'a>> {
         Ok(match *self {
             KeyValue::Tensor(t) => tensor_heads(t)?,
-            KeyValue::Cache { data, batch_stride, token_stride, head_stride, .. } => {
-                Heads { data, batch_stride, token_stride, head_stride }
-            }
+            KeyValue::Cache {
+                data,
+                batch_stride,
+                token_stride,
+                head_stride,
+                ..
+            } => Heads {
+                data,
+                batch_stride,
+                token_stride,
+                head_stride,
+            },
         })
     }
 }
 
 fn tensor_heads(t: &Tensor) -> Result<Heads<'_>> {
-    let [_, s, h, d] = t.shape[..] else { return shape("attention", "keys and values are [B, S, H, hd]", &t.shape) };
-    Ok(Heads { data: t.data("attention")?, batch_stride: s * h * d, token_stride: h * d, head_stride: d })
+    let [_, s, h, d] = t.shape[..] else {
+        return shape("attention", "keys and values are [B, S, H, hd]", &t.shape);
+    };
+    Ok(Heads {
+        data: t.data("attention")?,
+        batch_stride: s * h * d,
+        token_stride: h * d,
+        head_stride: d,
+    })
 }
 
 /// Softmax attention without a `T x S` matrix in memory: `q [B,T,Hq,hd]`, keys and values `[B,S,Hk,hd]`, gives
@@ -79,28 +95,54 @@ fn tensor_heads(t: &Tensor) -> Result<Heads<'_>> {
 ///
 /// # Errors
 /// If shapes do not fit, or a span points beyond the keys.
-pub fn attention(q: &Tensor, keys: KeyValue<'_>, values: KeyValue<'_>, spans: &[RowSpan], config: AttentionConfig) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    keys: KeyValue<'_>,
+    values: KeyValue<'_>,
+    spans: &[RowSpan],
+    config: AttentionConfig,
+) -> Result<Tensor> {
     const OP: &str = "attention";
-    let [batch, q_len, q_heads, head_dim] = q.shape[..] else { return shape(OP, "queries are [B, T, H, hd]", &q.shape) };
+    let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
+        return shape(OP, "queries are [B, T, H, hd]", &q.shape);
+    };
     let kv_heads = keys.heads();
     if kv_heads == 0 || q_heads % kv_heads != 0 || values.heads() != kv_heads || spans.len() != batch {
-        return shape(OP, "query heads are a multiple of key heads; one span per row", (&q.shape, kv_heads, spans.len()));
+        return shape(
+            OP,
+            "query heads are a multiple of key heads; one span per row",
+            (&q.shape, kv_heads, spans.len()),
+        );
     }
     for side in [keys, values] {
         if let KeyValue::Tensor(t) = side {
             let fits = t.shape.len() == 4 && t.shape[0] == batch && t.shape[3] == head_dim;
             if !fits || spans.iter().any(|s| s.kv_len > t.shape[1]) {
-                return shape(OP, "keys and values are [B, S, H, hd] and spans stay inside S", (&q.shape, &t.shape));
+                return shape(
+                    OP,
+                    "keys and values are [B, S, H, hd] and spans stay inside S",
+                    (&q.shape, &t.shape),
+                );
             }
         }
     }
     let attention_shape = AttentionShape {
-        batch, q_len, q_heads, kv_heads, head_dim,
-        window: config.window, causal: config.causal, scale: config.scale,
+        batch,
+        q_len,
+        q_heads,
+        kv_heads,
+        head_dim,
+        window: config.window,
+        causal: config.causal,
+        scale: config.scale,
     };
     let spans = Spans::new(spans);
     let inputs: Vec<&Tensor> = std::iter::once(q)
-        .chain([keys, values].into_iter().filter_map(|s| if let KeyValue::Tensor(t) = s { Some(t) } else { None }))
+        .chain(
+            [keys, values]
+                .into_iter()
+                .filter_map(|s| if let KeyValue::Tensor(t) = s { Some(t) } else { None }),
+        )
         .collect();
     let needs = inputs.iter().any(|t| t.needs_grad());
     let (out, lse): (Tensor, Option<Tensor>) = real!(OP, q, T => {
@@ -114,7 +156,11 @@ pub fn attention(q: &Tensor, keys: KeyValue<'_>, values: KeyValue<'_>, spans: &[
     })?;
     let (Some(lse), KeyValue::Tensor(kt), KeyValue::Tensor(vt)) = (lse, keys, values) else {
         if needs {
-            return Err(TensorError::Dtype { op: OP, rule: "gradients need keys and values as tensors", got: "a cache".into() });
+            return Err(TensorError::Dtype {
+                op: OP,
+                rule: "gradients need keys and values as tensors",
+                got: "a cache".into(),
+            });
         }
         return Ok(out);
     };
@@ -154,7 +200,11 @@ impl Spans {
         }
     }
     fn rows(&self) -> AttentionRows<'_> {
-        AttentionRows { q_start: &self.q_start, kv_begin: &self.kv_begin, kv_len: &self.kv_len }
+        AttentionRows {
+            q_start: &self.q_start,
+            kv_begin: &self.kv_begin,
+            kv_len: &self.kv_len,
+        }
     }
 }
 
@@ -169,7 +219,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<Tensor> {
     const OP: &str = "rope";
-    let [b, t, heads, head_dim] = x.shape[..] else { return shape(OP, "x is [B, T, H, hd]", &x.shape) };
+    let [b, t, heads, head_dim] = x.shape[..] else {
+        return shape(OP, "x is [B, T, H, hd]", &x.shape);
+    };
     if head_dim % 2 != 0 || cos.numel() != b * t * head_dim / 2 || sin.numel() != cos.numel() {
         return shape(OP, "tables are [B·T, hd/2]", (&x.shape, &cos.shape, &sin.shape));
     }

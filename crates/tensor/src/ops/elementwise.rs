@@ -9,7 +9,11 @@ use crate::{
 use ounce_kernels as k;
 
 fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.shape == b.shape { Ok(()) } else { shape(op, "both inputs have one shape", (&a.shape, &b.shape)) }
+    if a.shape == b.shape {
+        Ok(())
+    } else {
+        shape(op, "both inputs have one shape", (&a.shape, &b.shape))
+    }
 }
 
 /// Output of a kernel that fills a buffer of `n` elements.
@@ -29,7 +33,11 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let (x, z) = (a.get::<T>("add")?, b.get::<T>("add")?);
         Ok(filled::<T>(&a.shape, |y| k::add(x, z, y)))
     })
-    .map(|y: Tensor| y.recorded(&[a, b], |dy, needs| Ok(vec![needs[0].then(|| dy.clone()), needs[1].then_some(dy)])))
+    .map(|y: Tensor| {
+        y.recorded(&[a, b], |dy, needs| {
+            Ok(vec![needs[0].then(|| dy.clone()), needs[1].then_some(dy)])
+        })
+    })
 }
 
 /// `a - b`, same shape.
@@ -91,7 +99,11 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if bias.shape != [n] {
         return shape("add_bias", "bias has the last dimension of x", (&x.shape, &bias.shape));
     }
-    let bias_real = if bias.dtype() == x.dtype() { bias.detach() } else { bias.cast(x.dtype())? };
+    let bias_real = if bias.dtype() == x.dtype() {
+        bias.detach()
+    } else {
+        bias.cast(x.dtype())?
+    };
     real!("add_bias", x, T => {
         let (xs, bs) = (x.get::<T>("add_bias")?, bias_real.get::<T>("add_bias")?);
         Ok(filled::<T>(&x.shape, |y| {

@@ -3,18 +3,26 @@
 use super::real;
 use crate::{
     error::{Result, TensorError, shape},
-    storage::{DType, Real},
+    storage::Real,
     tensor::Tensor,
 };
 use ounce_kernels::{Compute, Data, Gemm, Mat, gemm};
 
 /// A row-major `[rows, cols]` matrix as operand.
 fn rows_of(data: Data<'_>, cols: usize) -> Mat<'_> {
-    Mat { data, row_stride: cols, col_stride: 1 }
+    Mat {
+        data,
+        row_stride: cols,
+        col_stride: 1,
+    }
 }
 /// The transpose of a row-major `[rows, cols]` matrix as operand.
 fn transposed(data: Data<'_>, cols: usize) -> Mat<'_> {
-    Mat { data, row_stride: 1, col_stride: cols }
+    Mat {
+        data,
+        row_stride: 1,
+        col_stride: cols,
+    }
 }
 
 fn check(op: &'static str, x: &Tensor, w: &Tensor) -> Result<(usize, usize)> {
@@ -26,7 +34,11 @@ fn check(op: &'static str, x: &Tensor, w: &Tensor) -> Result<(usize, usize)> {
         return shape(op, "last dimension of x = in of the weight", (&x.shape, &w.shape));
     }
     if w.needs_grad() && w.dtype() != x.dtype() {
-        return Err(TensorError::Dtype { op, rule: "a trained weight has the dtype of x", got: format!("{:?}", w.dtype()) });
+        return Err(TensorError::Dtype {
+            op,
+            rule: "a trained weight has the dtype of x",
+            got: format!("{:?}", w.dtype()),
+        });
     }
     Ok((n, k))
 }
@@ -65,7 +77,11 @@ fn weight_gradient(op: &'static str, dy: &Tensor, x: &Tensor, compute: Compute) 
 /// If shapes do not fit, or a trained weight has another dtype than `x`.
 pub fn linear(x: &Tensor, w: &Tensor, compute: Compute) -> Result<Tensor> {
     let mut all = linear_many(x, &[w], compute)?;
-    all.pop().ok_or(TensorError::Shape { op: "linear", rule: "one output per weight", got: String::new() })
+    all.pop().ok_or(TensorError::Shape {
+        op: "linear",
+        rule: "one output per weight",
+        got: String::new(),
+    })
 }
 
 /// Several linear maps of one input in one parallel region (queries, keys and values; gate and up).
@@ -125,7 +141,11 @@ pub fn grouped_linear(x: &Tensor, weights: &[&Tensor], offsets: &[usize], comput
         && offsets.last() == Some(&rows)
         && offsets.is_sorted();
     if !partition || weights.is_empty() {
-        return shape(OP, "offsets cut the rows into one group per weight", (rows, weights.len(), offsets));
+        return shape(
+            OP,
+            "offsets cut the rows into one group per weight",
+            (rows, weights.len(), offsets),
+        );
     }
     let (n, k) = check(OP, x, weights[0])?;
     for w in weights {
@@ -205,10 +225,13 @@ pub(super) fn data_of<T: Real>(values: &[T]) -> Data<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
     use crate::{Gradients, gradcheck, ops};
 
     fn values(n: usize, seed: u64) -> Vec<f64> {
-        (0..n).map(|i| ((i as f64 + 1.3) * (seed as f64 + 0.7) * 1.618).sin()).collect()
+        (0..n)
+            .map(|i| ((i as f64 + 1.3) * (seed as f64 + 0.7) * 1.618).sin())
+            .collect()
     }
 
     #[test]
@@ -226,7 +249,12 @@ mod tests {
     #[test]
     fn grouped_gradient_matches_finite_differences_with_an_empty_group() {
         let x = Tensor::new(values(15, 1), &[5, 3]).unwrap();
-        let inputs = [x, Tensor::new(values(6, 2), &[2, 3]).unwrap(), Tensor::new(values(6, 3), &[2, 3]).unwrap(), Tensor::new(values(6, 4), &[2, 3]).unwrap()];
+        let inputs = [
+            x,
+            Tensor::new(values(6, 2), &[2, 3]).unwrap(),
+            Tensor::new(values(6, 3), &[2, 3]).unwrap(),
+            Tensor::new(values(6, 4), &[2, 3]).unwrap(),
+        ];
         let worst = gradcheck(&inputs, |t| {
             let y = grouped_linear(&t[0], &[&t[1], &t[2], &t[3]], &[0, 2, 2, 5], Compute::F32)?;
             ops::sum(&ops::mul(&y, &y)?)
@@ -253,9 +281,15 @@ mod tests {
     #[test]
     fn a_bf16_weight_multiplies_as_its_widened_copy() {
         let x = Tensor::new(values(8 * 40, 5).iter().map(|&v| v as f32).collect(), &[8, 40]).unwrap();
-        let w = Tensor::new(values(24 * 40, 6).iter().map(|&v| v as f32).collect(), &[24, 40]).unwrap().cast(DType::BF16).unwrap();
+        let w = Tensor::new(values(24 * 40, 6).iter().map(|&v| v as f32).collect(), &[24, 40])
+            .unwrap()
+            .cast(DType::BF16)
+            .unwrap();
         let wide = w.cast(DType::F32).unwrap();
-        let (a, b) = (linear(&x, &w, Compute::F32).unwrap(), linear(&x, &wide, Compute::F32).unwrap());
+        let (a, b) = (
+            linear(&x, &w, Compute::F32).unwrap(),
+            linear(&x, &wide, Compute::F32).unwrap(),
+        );
         for (p, q) in a.to_f32().iter().zip(b.to_f32()) {
             assert!((p - q).abs() < 1e-5);
         }

@@ -13,7 +13,11 @@ fn check_targets(op: &'static str, targets: &[i64], rows: usize, vocabulary: usi
         return shape(op, "one target per row", (rows, targets.len()));
     }
     match targets.iter().find(|&&t| t < -1 || t >= vocabulary as i64) {
-        Some(&index) => Err(TensorError::Index { op, index, bound: vocabulary }),
+        Some(&index) => Err(TensorError::Index {
+            op,
+            index,
+            bound: vocabulary,
+        }),
         None => Ok(targets.iter().filter(|&&t| t >= 0).count()),
     }
 }
@@ -39,7 +43,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &[i64]) -> Result<Tensor> {
         Ok((loss, wants.then(|| Tensor::owned(work, &logits.shape))))
     })?;
     let Some(gradient) = gradient else { return Ok(loss) };
-    Ok(loss.recorded(&[logits], move |dy, _| Ok(vec![Some(super::scale(&gradient, dy.item()?)?)])))
+    Ok(loss.recorded(&[logits], move |dy, _| {
+        Ok(vec![Some(super::scale(&gradient, dy.item()?)?)])
+    }))
 }
 
 /// Rows of logits that exist at one time in [`linear_cross_entropy`].
@@ -54,7 +60,9 @@ const CHUNK: usize = 512;
 pub fn linear_cross_entropy(x: &Tensor, w: &Tensor, targets: &[i64], compute: Compute) -> Result<Tensor> {
     const OP: &str = "linear_cross_entropy";
     let (rows, d) = (x.rows(), x.last_dim());
-    let [v, w_in] = w.shape[..] else { return shape(OP, "the head is [V, D]", &w.shape) };
+    let [v, w_in] = w.shape[..] else {
+        return shape(OP, "the head is [V, D]", &w.shape);
+    };
     if w_in != d {
         return shape(OP, "last dimension of x = in of the head", (&x.shape, &w.shape));
     }

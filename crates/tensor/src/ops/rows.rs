@@ -11,7 +11,11 @@ use std::sync::Arc;
 
 fn check_ids(op: &'static str, ids: &[usize], bound: usize) -> Result<()> {
     match ids.iter().find(|&&i| i >= bound) {
-        Some(&index) => Err(TensorError::Index { op, index: index as i64, bound }),
+        Some(&index) => Err(TensorError::Index {
+            op,
+            index: index as i64,
+            bound,
+        }),
         None => Ok(()),
     }
 }
@@ -22,7 +26,9 @@ fn check_ids(op: &'static str, ids: &[usize], bound: usize) -> Result<()> {
 /// If an id is not below V.
 pub fn embedding(table: &Tensor, ids: &[usize], dims: &[usize]) -> Result<Tensor> {
     const OP: &str = "embedding";
-    let [rows, d] = table.shape[..] else { return shape(OP, "the table is [V, D]", &table.shape) };
+    let [rows, d] = table.shape[..] else {
+        return shape(OP, "the table is [V, D]", &table.shape);
+    };
     if dims.iter().product::<usize>() != ids.len() {
         return shape(OP, "ids fill the given dimensions", (ids.len(), dims));
     }
@@ -75,7 +81,9 @@ pub fn gather_rows(x: &Tensor, ids: &[usize]) -> Result<Tensor> {
         Ok(Tensor::owned(y, &[ids.len(), d]))
     })?;
     let ids: Arc<[usize]> = ids.into();
-    Ok(y.recorded(&[x], move |dy, _| Ok(vec![Some(super::reshape(&scatter_add_rows(&dy, &ids, n)?, &dims)?)])))
+    Ok(y.recorded(&[x], move |dy, _| {
+        Ok(vec![Some(super::reshape(&scatter_add_rows(&dy, &ids, n)?, &dims)?)])
+    }))
 }
 
 /// `y[ids[i]] += x[i]` into `[rows, D]` zeros, for `x [ids, D]`.
@@ -116,7 +124,11 @@ pub fn scale_rows(x: &Tensor, s: &Tensor) -> Result<Tensor> {
     })?;
     let (kept_x, kept_s) = (x.detach(), s.detach());
     Ok(y.recorded(&[x, s], move |dy, needs| {
-        let dx = if needs[0] { Some(scale_rows(&dy, &kept_s)?) } else { None };
+        let dx = if needs[0] {
+            Some(scale_rows(&dy, &kept_s)?)
+        } else {
+            None
+        };
         let ds = if needs[1] {
             Some(real!(OP, dy, T => {
                 let mut ds = T::buffer(kept_s.numel());
@@ -220,4 +232,3 @@ pub fn column_mean(x: &Tensor) -> Result<Tensor> {
     });
     super::scale(&y, 1.0 / rows as f64)
 }
-

@@ -52,9 +52,18 @@ pub fn narrow_rows(x: &Tensor, from: usize, to: usize) -> Result<Tensor> {
 /// If the other dimensions differ, or there is nothing to concatenate.
 pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     const OP: &str = "concat_rows";
-    let Some(first) = parts.first() else { return shape(OP, "at least one part", 0) };
-    if parts.iter().any(|p| p.shape.is_empty() || p.shape[1..] != first.shape[1..]) {
-        return shape(OP, "all but the first dimension are equal", parts.iter().map(|p| &p.shape).collect::<Vec<_>>());
+    let Some(first) = parts.first() else {
+        return shape(OP, "at least one part", 0);
+    };
+    if parts
+        .iter()
+        .any(|p| p.shape.is_empty() || p.shape[1..] != first.shape[1..])
+    {
+        return shape(
+            OP,
+            "all but the first dimension are equal",
+            parts.iter().map(|p| &p.shape).collect::<Vec<_>>(),
+        );
     }
     let mut dims = first.shape.clone();
     dims[0] = parts.iter().map(|p| p.shape[0]).sum();
@@ -76,7 +85,11 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
             .zip(needs)
             .map(|(&n, &need)| {
                 at += n;
-                if need { narrow_rows(&dy, at - n, at).map(Some) } else { Ok(None) }
+                if need {
+                    narrow_rows(&dy, at - n, at).map(Some)
+                } else {
+                    Ok(None)
+                }
             })
             .collect()
     }))

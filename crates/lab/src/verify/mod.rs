@@ -1,0 +1,137 @@
+//! Golden cases: numbers made by independent programs, compared with ours.
+//!
+//! A case is a folder with a `case.json`, whose `kind` decides what is checked. A case whose kind, or whose method, this
+//! program does not know counts as failed: silence would look like success.
+
+mod checkpoint;
+
+use ounce_formats::{FormatError, SafetensorsFile, fsx};
+use ounce_model::ModelError;
+use serde::Serialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// One comparison within a case.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// Name of the case's folder.
+    pub case: String,
+    /// What was compared.
+    pub check: String,
+    /// Largest deviation, if a number was compared.
+    pub worst: Option<f64>,
+    /// What it may be.
+    pub tolerance: Option<f64>,
+    /// Did it hold?
+    pub passed: bool,
+    /// Why not, in words.
+    pub note: String,
+}
+
+/// Why a case could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The case itself is broken.
+    #[error("{0}")]
+    Case(String),
+    /// A file of it.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The model in it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An operation on it.
+    #[error(transparent)]
+    Tensor(#[from] ounce_tensor::TensorError),
+}
+
+/// Collects the checks of one case.
+pub(crate) struct Checks {
+    case: String,
+    list: Vec<Check>,
+}
+
+impl Checks {
+    /// Largest difference against a tolerance.
+    pub(crate) fn close(&mut self, check: impl Into<String>, worst: f64, tolerance: f64) {
+        self.push(
+            check.into(),
+            Some(worst),
+            Some(tolerance),
+            worst <= tolerance,
+            String::new(),
+        );
+    }
+    /// Equality of discrete things.
+    pub(crate) fn equal(&mut self, check: impl Into<String>, equal: bool, note: impl Into<String>) {
+        self.push(
+            check.into(),
+            None,
+            None,
+            equal,
+            if equal { String::new() } else { note.into() },
+        );
+    }
+    fn push(&mut self, check: String, worst: Option<f64>, tolerance: Option<f64>, passed: bool, note: String) {
+        self.list.push(Check {
+            case: self.case.clone(),
+            check,
+            worst,
+            tolerance,
+            passed,
+            note,
+        });
+    }
+}
+
+/// Largest absolute difference; infinite if lengths differ or a value is NaN.
+pub(crate) fn worst(ours: &[f32], theirs: &[f32]) -> f64 {
+    if ours.len() != theirs.len() {
+        return f64::INFINITY;
+    }
+    ours.iter().zip(theirs).fold(0.0, |w, (a, b)| {
+        let d = f64::from((a - b).abs());
+        if d.is_nan() { f64::INFINITY } else { w.max(d) }
+    })
+}
+
+/// A named tensor of a golden file as f32.
+pub(crate) fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>, VerifyError> {
+    Ok(file.view(name)?.to_f32_vec()?)
+}
+
+/// Runs every check of the case in `dir`. Whatever keeps it from running becomes one failed check.
+pub fn verify_case(dir: &Path) -> Vec<Check> {
+    let case = dir
+        .file_name()
+        .map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let mut checks = Checks { case, list: Vec::new() };
+    if let Err(error) = run(dir, &mut checks) {
+        checks.push("run".into(), None, None, false, error.to_string());
+    }
+    if checks.list.is_empty() {
+        checks.push(
+            "run".into(),
+            None,
+            None,
+            false,
+            "the case holds nothing to check".into(),
+        );
+    }
+    checks.list
+}
+
+/// The list of kinds: one line to add when a method brings its own.
+fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
+    let path = dir.join("case.json");
+    let text = fsx::read_to_string(&path)?;
+    let case: Value = serde_json::from_str(&text).map_err(|e| VerifyError::Case(format!("{}: {e}", path.display())))?;
+    match case["kind"].as_str() {
+        Some("checkpoint") => checkpoint::run(dir, checks),
+        Some(kind) => Err(VerifyError::Case(format!("kind \"{kind}\" is not supported"))),
+        None => Err(VerifyError::Case(format!(
+            "{}: key \"kind\" is missing",
+            path.display()
+        ))),
+    }
+}
