@@ -4,5 +4,6 @@
 //! hold no measuring code, and it must hold no arithmetic of its own: every figure comes from the same forward and the
 //! same training step that users run.
 
+pub mod bench;
 pub mod report;
 pub mod verify;

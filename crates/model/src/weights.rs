@@ -1,6 +1,7 @@
 //! Where weights come from: a checkpoint on disk (file-backed) or a seed.
 
 use crate::{
+    config::ModelConfig,
     error::{ModelError, Result},
     param::{Linear, Param},
 };
@@ -181,4 +182,33 @@ impl Weights for FreshWeights {
         };
         Ok(Tensor::new(values, shape)?)
     }
+}
+
+/// Records what a model asks for; hands out zeros.
+struct Listing(Vec<(String, Vec<usize>)>);
+
+impl Weights for Listing {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.0.push((name.to_owned(), shape.to_vec()));
+        // Nobody reads the values: zeroed pages that are never touched cost no memory.
+        Ok(Tensor::zeros(shape))
+    }
+}
+
+/// Names and shapes of all tensors of a configuration, in checkpoint order, one layer in memory at a time.
+///
+/// # Errors
+/// If the configuration cannot be built.
+pub fn model_tensors(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
+    let mut list = Listing(Vec::new());
+    let shape = [config.vocab_size, config.hidden_size];
+    list.0.push(("model.embed_tokens.weight".into(), shape.to_vec()));
+    for layer in 0..config.layers.len() {
+        crate::Block::new(config, layer, &mut list)?;
+    }
+    list.0.push(("model.norm.weight".into(), vec![config.hidden_size]));
+    if !config.tied {
+        list.0.push(("lm_head.weight".into(), shape.to_vec()));
+    }
+    Ok(list.0)
 }
