@@ -424,6 +424,28 @@ mod x86 {
         })
     }
 
+    /// 2ⁿ for integral n in -126 ..= 127.
+    #[inline(always)]
+    fn pow2x8(n: __m256i) -> __m256 {
+        cpu!(_mm256_castsi256_ps(_mm256_slli_epi32(
+            _mm256_add_epi32(n, _mm256_set1_epi32(127)),
+            23
+        )))
+    }
+
+    /// Four values from `low` and four from `high`.
+    ///
+    /// # Safety
+    /// Both must be readable.
+    #[inline(always)]
+    unsafe fn join_quarters(low: *const f32, high: *const f32) -> __m256 {
+        cpu!(_mm256_insertf128_ps(
+            _mm256_castps128_ps256(_mm_loadu_ps(low)),
+            _mm_loadu_ps(high),
+            1
+        ))
+    }
+
     impl Vf32 for Avx2 {
         const LANES: usize = 8;
 
@@ -508,15 +530,9 @@ mod x86 {
             cpu!({
                 let n = _mm256_cvtps_epi32(n.0);
                 let half = _mm256_srai_epi32(n, 1);
-                let pow2 = |n| {
-                    _mm256_castsi256_ps(_mm256_slli_epi32(
-                        _mm256_add_epi32(n, _mm256_set1_epi32(127)),
-                        23,
-                    ))
-                };
                 Self(_mm256_mul_ps(
-                    _mm256_mul_ps(self.0, pow2(half)),
-                    pow2(_mm256_sub_epi32(n, half)),
+                    _mm256_mul_ps(self.0, pow2x8(half)),
+                    pow2x8(_mm256_sub_epi32(n, half)),
                 ))
             })
         }
@@ -565,33 +581,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn transpose8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
             // Rows 0..4 meet rows 4..8 while loading (as two halves of a register), then 4x4 transposes within halves.
-            cpu!({
-                let row = |r: usize, c: usize| _mm_loadu_ps(src.add(r * src_stride + c));
-                for c in [0, 4] {
-                    let join = |r| {
-                        _mm256_insertf128_ps(_mm256_castps128_ps256(row(r, c)), row(r + 4, c), 1)
-                    };
-                    let (r0, r1, r2, r3) = (join(0), join(1), join(2), join(3));
+            for c in [0, 4] {
+                // SAFETY: the caller's promise: eight columns from `src`, of which these are four, and eight rows.
+                let (src, dst) = unsafe { (src.add(c), dst.add(c * dst_stride)) };
+                cpu!({
+                    let r0 = join_quarters(src, src.add(4 * src_stride));
+                    let r1 = join_quarters(src.add(src_stride), src.add(5 * src_stride));
+                    let r2 = join_quarters(src.add(2 * src_stride), src.add(6 * src_stride));
+                    let r3 = join_quarters(src.add(3 * src_stride), src.add(7 * src_stride));
                     let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
                     let (d, e) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+                    _mm256_storeu_ps(dst, _mm256_shuffle_ps(a, d, 0b01_00_01_00));
+                    _mm256_storeu_ps(dst.add(dst_stride), _mm256_shuffle_ps(a, d, 0b11_10_11_10));
                     _mm256_storeu_ps(
-                        dst.add(c * dst_stride),
-                        _mm256_shuffle_ps(a, d, 0b01_00_01_00),
-                    );
-                    _mm256_storeu_ps(
-                        dst.add((c + 1) * dst_stride),
-                        _mm256_shuffle_ps(a, d, 0b11_10_11_10),
-                    );
-                    _mm256_storeu_ps(
-                        dst.add((c + 2) * dst_stride),
+                        dst.add(2 * dst_stride),
                         _mm256_shuffle_ps(b, e, 0b01_00_01_00),
                     );
                     _mm256_storeu_ps(
-                        dst.add((c + 3) * dst_stride),
+                        dst.add(3 * dst_stride),
                         _mm256_shuffle_ps(b, e, 0b11_10_11_10),
                     );
-                }
-            });
+                });
+            }
         }
     }
 
@@ -713,10 +724,60 @@ mod x86 {
     }
 }
 
+/// A storage type whose vectors load as f32.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Whether every value is a bf16 already.
+    const IS_BF16: bool;
+
+    /// Reads LANES values, widened.
+    ///
+    /// # Safety
+    /// `p .. p + LANES` must be readable.
+    unsafe fn load_ptr<V: Vf32>(p: *const Self) -> V;
+    /// Up to LANES values of `x`; the missing lanes are 0.
+    fn load_partial<V: Vf32>(x: &[Self]) -> V;
+    /// The slice itself if `Self` is f32, else `None`.
+    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+}
+
+macro_rules! element {
+    ($t:ty, $is_bf16:literal, $load:ident, |$x:ident| $partial:expr, $as_f32:expr) => {
+        impl Element for $t {
+            const IS_BF16: bool = $is_bf16;
+
+            #[inline(always)]
+            unsafe fn load_ptr<V: Vf32>(p: *const Self) -> V {
+                // SAFETY: the caller's promise.
+                unsafe { V::$load(p) }
+            }
+            #[inline(always)]
+            fn load_partial<V: Vf32>($x: &[Self]) -> V {
+                $partial
+            }
+            #[inline(always)]
+            fn as_f32(x: &[Self]) -> Option<&[f32]> {
+                $as_f32(x)
+            }
+        }
+    };
+}
+element!(f32, false, load_ptr, |x| V::load_partial(x, 0.0), Some);
+element!(
+    bf16,
+    true,
+    load_bf16_ptr,
+    |x| V::load_bf16_partial(x),
+    |_| None
+);
+element!(f16, false, load_f16_ptr, |x| V::load_f16_partial(x), |_| {
+    None
+});
+
 /// Makes a function that runs a generic kernel on the instruction set of the calling thread.
 ///
 /// `kernel! { /// doc  pub(crate) fn name(x: &[f32], y: &mut [f32]) = body; }` calls `body::<V>(x, y)`; `body` must be
-/// `#[inline(always)]` and generic over `V: Vf32` first. Further type parameters: `fn name<E: Element>(…)` calls
+/// `#[inline(always)]` and generic over `V: Vf32` first. Vector operations inside of closures may be compiled without the
+/// instruction set (and then be function calls): in bodies, use loops and `#[inline(always)]` functions instead. Further type parameters: `fn name<E: Element>(…)` calls
 /// `body::<V, E>`. `unsafe fn` makes an unsafe function of an unsafe body.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($g:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
