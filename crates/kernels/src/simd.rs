@@ -200,7 +200,13 @@ pub(crate) trait Vf32: Copy {
         let r = n.fma(Self::splat(-0.693_359_375), x);
         let r = n.fma(Self::splat(2.121_944_4e-4), r);
         let mut p = Self::splat(1.987_569_1e-4);
-        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        for c in [
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ] {
             p = p.fma(r, Self::splat(c));
         }
         p.mul(r).fma(r, r).add(Self::splat(1.0)).scale2(n)
@@ -248,7 +254,10 @@ impl Vf32 for Portable {
     #[inline(always)]
     unsafe fn load_bf16_ptr(p: *const bf16) -> Self {
         // SAFETY: the caller's promise.
-        Self(unsafe { p.cast::<[u16; 8]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x) << 16)))
+        Self(
+            unsafe { p.cast::<[u16; 8]>().read_unaligned() }
+                .map(|x| f32::from_bits(u32::from(x) << 16)),
+        )
     }
     #[inline(always)]
     unsafe fn load_f16_ptr(p: *const f16) -> Self {
@@ -264,7 +273,10 @@ impl Vf32 for Portable {
     #[inline(always)]
     unsafe fn store_f16_ptr(self, p: *mut f16) {
         // SAFETY: the caller's promise.
-        unsafe { p.cast::<[f16; 8]>().write_unaligned(self.0.map(f16::from_f32)) }
+        unsafe {
+            p.cast::<[f16; 8]>()
+                .write_unaligned(self.0.map(f16::from_f32))
+        }
     }
     #[inline(always)]
     fn add(self, o: Self) -> Self {
@@ -312,18 +324,22 @@ impl Vf32 for Portable {
     }
     #[inline(always)]
     fn select_lt(self, o: Self, a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(
-            |i| {
-                if self.0[i] < o.0[i] { a.0[i] } else { b.0[i] }
-            },
-        ))
+        Self(std::array::from_fn(|i| {
+            if self.0[i] < o.0[i] { a.0[i] } else { b.0[i] }
+        }))
     }
     #[inline(always)]
     fn round_bf16(self) -> Self {
         self.map(|x| {
             let bits = x.to_bits();
             let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-            f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded } & 0xffff_0000)
+            f32::from_bits(
+                if x.is_nan() {
+                    bits | 0x0040_0000
+                } else {
+                    rounded
+                } & 0xffff_0000,
+            )
         })
     }
     #[inline(always)]
@@ -346,7 +362,10 @@ impl Vf32 for Portable {
         for r in 0..8 {
             for c in 0..8 {
                 // SAFETY: the caller's promise. Moved as u32, because the values may be pairs of bf16.
-                unsafe { *dst.cast::<u32>().add(c * dst_stride + r) = *src.cast::<u32>().add(r * src_stride + c) }
+                unsafe {
+                    *dst.cast::<u32>().add(c * dst_stride + r) =
+                        *src.cast::<u32>().add(r * src_stride + c)
+                }
             }
         }
     }
@@ -403,6 +422,28 @@ mod x86 {
             let result = _mm512_mask_mov_epi32(rounded, nan, quiet);
             _mm512_and_si512(result, _mm512_set1_epi32(0xffff_0000_u32 as i32))
         })
+    }
+
+    /// 2ⁿ for integral n in -126 ..= 127.
+    #[inline(always)]
+    fn pow2x8(n: __m256i) -> __m256 {
+        cpu!(_mm256_castsi256_ps(_mm256_slli_epi32(
+            _mm256_add_epi32(n, _mm256_set1_epi32(127)),
+            23
+        )))
+    }
+
+    /// Four values from `low` and four from `high`.
+    ///
+    /// # Safety
+    /// Both must be readable.
+    #[inline(always)]
+    unsafe fn join_quarters(low: *const f32, high: *const f32) -> __m256 {
+        cpu!(_mm256_insertf128_ps(
+            _mm256_castps128_ps256(_mm_loadu_ps(low)),
+            _mm_loadu_ps(high),
+            1
+        ))
     }
 
     impl Vf32 for Avx2 {
@@ -489,16 +530,19 @@ mod x86 {
             cpu!({
                 let n = _mm256_cvtps_epi32(n.0);
                 let half = _mm256_srai_epi32(n, 1);
-                let pow2 = |n| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
                 Self(_mm256_mul_ps(
-                    _mm256_mul_ps(self.0, pow2(half)),
-                    pow2(_mm256_sub_epi32(n, half)),
+                    _mm256_mul_ps(self.0, pow2x8(half)),
+                    pow2x8(_mm256_sub_epi32(n, half)),
                 ))
             })
         }
         #[inline(always)]
         fn select_lt(self, o: Self, a: Self, b: Self) -> Self {
-            Self(cpu!(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps(self.0, o.0, _CMP_LT_OQ))))
+            Self(cpu!(_mm256_blendv_ps(
+                b.0,
+                a.0,
+                _mm256_cmp_ps(self.0, o.0, _CMP_LT_OQ)
+            )))
         }
         #[inline(always)]
         fn round_bf16(self) -> Self {
@@ -507,12 +551,18 @@ mod x86 {
         #[inline(always)]
         fn pair_bf16(self, high: Self) -> Self {
             let low = cpu!(_mm256_srli_epi32(round256(self.0), 16));
-            Self(cpu!(_mm256_castsi256_ps(_mm256_or_si256(low, round256(high.0)))))
+            Self(cpu!(_mm256_castsi256_ps(_mm256_or_si256(
+                low,
+                round256(high.0)
+            ))))
         }
         #[inline(always)]
         fn sum(self) -> f32 {
             cpu!({
-                let x = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps(self.0, 1));
+                let x = _mm_add_ps(
+                    _mm256_castps256_ps128(self.0),
+                    _mm256_extractf128_ps(self.0, 1),
+                );
                 let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
                 _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
             })
@@ -520,7 +570,10 @@ mod x86 {
         #[inline(always)]
         fn hmax(self) -> f32 {
             cpu!({
-                let x = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps(self.0, 1));
+                let x = _mm_max_ps(
+                    _mm256_castps256_ps128(self.0),
+                    _mm256_extractf128_ps(self.0, 1),
+                );
                 let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
                 _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
             })
@@ -528,19 +581,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn transpose8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
             // Rows 0..4 meet rows 4..8 while loading (as two halves of a register), then 4x4 transposes within halves.
-            cpu!({
-                let row = |r: usize, c: usize| _mm_loadu_ps(src.add(r * src_stride + c));
-                for c in [0, 4] {
-                    let join = |r| _mm256_insertf128_ps(_mm256_castps128_ps256(row(r, c)), row(r + 4, c), 1);
-                    let (r0, r1, r2, r3) = (join(0), join(1), join(2), join(3));
+            for c in [0, 4] {
+                // SAFETY: the caller's promise: eight columns from `src`, of which these are four, and eight rows.
+                let (src, dst) = unsafe { (src.add(c), dst.add(c * dst_stride)) };
+                cpu!({
+                    let r0 = join_quarters(src, src.add(4 * src_stride));
+                    let r1 = join_quarters(src.add(src_stride), src.add(5 * src_stride));
+                    let r2 = join_quarters(src.add(2 * src_stride), src.add(6 * src_stride));
+                    let r3 = join_quarters(src.add(3 * src_stride), src.add(7 * src_stride));
                     let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
                     let (d, e) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
-                    _mm256_storeu_ps(dst.add(c * dst_stride), _mm256_shuffle_ps(a, d, 0b01_00_01_00));
-                    _mm256_storeu_ps(dst.add((c + 1) * dst_stride), _mm256_shuffle_ps(a, d, 0b11_10_11_10));
-                    _mm256_storeu_ps(dst.add((c + 2) * dst_stride), _mm256_shuffle_ps(b, e, 0b01_00_01_00));
-                    _mm256_storeu_ps(dst.add((c + 3) * dst_stride), _mm256_shuffle_ps(b, e, 0b11_10_11_10));
-                }
-            });
+                    _mm256_storeu_ps(dst, _mm256_shuffle_ps(a, d, 0b01_00_01_00));
+                    _mm256_storeu_ps(dst.add(dst_stride), _mm256_shuffle_ps(a, d, 0b11_10_11_10));
+                    _mm256_storeu_ps(
+                        dst.add(2 * dst_stride),
+                        _mm256_shuffle_ps(b, e, 0b01_00_01_00),
+                    );
+                    _mm256_storeu_ps(
+                        dst.add(3 * dst_stride),
+                        _mm256_shuffle_ps(b, e, 0b11_10_11_10),
+                    );
+                });
+            }
         }
     }
 
@@ -639,7 +701,10 @@ mod x86 {
         #[inline(always)]
         fn pair_bf16(self, high: Self) -> Self {
             let low = cpu!(_mm512_srli_epi32(round512(self.0), 16));
-            Self(cpu!(_mm512_castsi512_ps(_mm512_or_si512(low, round512(high.0)))))
+            Self(cpu!(_mm512_castsi512_ps(_mm512_or_si512(
+                low,
+                round512(high.0)
+            ))))
         }
         #[inline(always)]
         fn sum(self) -> f32 {
@@ -659,10 +724,60 @@ mod x86 {
     }
 }
 
+/// A storage type whose vectors load as f32.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Whether every value is a bf16 already.
+    const IS_BF16: bool;
+
+    /// Reads LANES values, widened.
+    ///
+    /// # Safety
+    /// `p .. p + LANES` must be readable.
+    unsafe fn load_ptr<V: Vf32>(p: *const Self) -> V;
+    /// Up to LANES values of `x`; the missing lanes are 0.
+    fn load_partial<V: Vf32>(x: &[Self]) -> V;
+    /// The slice itself if `Self` is f32, else `None`.
+    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+}
+
+macro_rules! element {
+    ($t:ty, $is_bf16:literal, $load:ident, |$x:ident| $partial:expr, $as_f32:expr) => {
+        impl Element for $t {
+            const IS_BF16: bool = $is_bf16;
+
+            #[inline(always)]
+            unsafe fn load_ptr<V: Vf32>(p: *const Self) -> V {
+                // SAFETY: the caller's promise.
+                unsafe { V::$load(p) }
+            }
+            #[inline(always)]
+            fn load_partial<V: Vf32>($x: &[Self]) -> V {
+                $partial
+            }
+            #[inline(always)]
+            fn as_f32(x: &[Self]) -> Option<&[f32]> {
+                $as_f32(x)
+            }
+        }
+    };
+}
+element!(f32, false, load_ptr, |x| V::load_partial(x, 0.0), Some);
+element!(
+    bf16,
+    true,
+    load_bf16_ptr,
+    |x| V::load_bf16_partial(x),
+    |_| None
+);
+element!(f16, false, load_f16_ptr, |x| V::load_f16_partial(x), |_| {
+    None
+});
+
 /// Makes a function that runs a generic kernel on the instruction set of the calling thread.
 ///
 /// `kernel! { /// doc  pub(crate) fn name(x: &[f32], y: &mut [f32]) = body; }` calls `body::<V>(x, y)`; `body` must be
-/// `#[inline(always)]` and generic over `V: Vf32` first. Further type parameters: `fn name<E: Element>(…)` calls
+/// `#[inline(always)]` and generic over `V: Vf32` first. Vector operations inside of closures may be compiled without the
+/// instruction set (and then be function calls): in bodies, use loops and `#[inline(always)]` functions instead. Further type parameters: `fn name<E: Element>(…)` calls
 /// `body::<V, E>`. `unsafe fn` makes an unsafe function of an unsafe body.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($g:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
@@ -815,7 +930,12 @@ mod tests {
             }
             let mut y = [0.0; 16];
             v_round(&INPUT[..8].repeat(2), &mut y);
-            assert!(INPUT[..8].iter().zip(y).all(|(x, y)| x.round_ties_even() == y));
+            assert!(
+                INPUT[..8]
+                    .iter()
+                    .zip(y)
+                    .all(|(x, y)| x.round_ties_even() == y)
+            );
             v_pair(&INPUT, &mut y);
             for (x, y) in INPUT.into_iter().zip(y) {
                 assert_eq!(y.to_bits() & 0xffff, u32::from(bf16::from_f32(x).to_bits()));
@@ -826,7 +946,10 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_and_keeps_its_limits() {
-        let x: Vec<f32> = (-1_040_000..=887_183).step_by(13).map(|i| i as f32 * 1e-4).collect();
+        let x: Vec<f32> = (-1_040_000..=887_183)
+            .step_by(13)
+            .map(|i| i as f32 * 1e-4)
+            .collect();
         let x = &x[..x.len() / 16 * 16];
         each_isa(|| {
             let mut y = vec![0.0; x.len()];

@@ -3,10 +3,18 @@
 //! One entry point, [`gemm`], serves every shape: f64 takes the plain loops of `reference`, f32 the fast paths.
 //! It must not know what the matrices are (weights, activations, gradients); strides and dtypes say all it needs.
 
+mod blocked;
+mod gemv;
+mod microkernel;
+mod pack;
 mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::float::Float;
+use blocked::Problem;
 use half::{bf16, f16};
+use pack::Form;
 
 /// The elements of a matrix (or of another kernel's operand) in one of the storage types.
 #[derive(Clone, Copy, Debug)]
@@ -144,8 +152,37 @@ impl<T> Gemm<'_, T> {
 /// # Panics
 /// If a matrix is shorter than its shape and strides say, or has no unit stride.
 pub fn gemm<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute) {
-    for problem in problems {
-        problem.check();
-        reference::gemm(problem, compute);
+    let form = match compute {
+        Compute::F32 => Form::Exact,
+        Compute::Bf16 if crate::isa::bf16_dot() => Form::Pairs,
+        Compute::Bf16 => Form::Rounded,
+    };
+    gemm_as(problems, compute, form);
+}
+
+fn gemm_as<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute, form: Form) {
+    let mut fast = Vec::with_capacity(problems.len());
+    for p in problems {
+        p.check();
+        let plain = matches!(p.a.data, Data::F64(_)) || matches!(p.b.data, Data::F64(_));
+        match T::as_f32_mut(p.c) {
+            Some(c) if !plain && p.k > 0 => {
+                if p.m > 0 && p.n > 0 {
+                    let (c, ldc, accumulate) = (c.as_mut_ptr(), p.ldc, p.accumulate);
+                    fast.push(Problem {
+                        m: p.m,
+                        n: p.n,
+                        k: p.k,
+                        a: p.a,
+                        b: p.b,
+                        c,
+                        ldc,
+                        accumulate,
+                    });
+                }
+            }
+            _ => reference::gemm(p, compute),
+        }
     }
+    blocked::run(&fast, form);
 }
