@@ -20,6 +20,8 @@ mod reference;
 pub mod rope;
 pub mod rows;
 mod simd;
+#[cfg(test)]
+mod test_support;
 
 pub use attention::{AttentionRows, AttentionShape, Heads, attention, attention_backward};
 pub use elementwise::{

@@ -105,14 +105,14 @@ impl Block<'_> {
             if self.accumulate {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     for (x, sum) in sums.iter_mut().enumerate() {
-                        *sum = V::load(c.add(r * c_row + x * V::LANES));
+                        *sum = V::load_ptr(c.add(r * c_row + x * V::LANES));
                     }
                 }
             }
             for l in 0..self.k {
                 let mut columns = [V::zero(); N];
                 for (x, column) in columns.iter_mut().enumerate() {
-                    *column = V::load(b.add(l * b_row + x * V::LANES));
+                    *column = V::load_ptr(b.add(l * b_row + x * V::LANES));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let factor = V::splat(*a.add(r * a_row + l * a_step));
@@ -123,7 +123,7 @@ impl Block<'_> {
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (x, sum) in sums.iter().enumerate() {
-                    sum.store(c.add(r * c_row + x * V::LANES));
+                    sum.store_ptr(c.add(r * c_row + x * V::LANES));
                 }
             }
         }

@@ -13,6 +13,14 @@
 //! Bits: each query's softmax runs over tiles of [`TILE`] keys that start at multiples of `TILE`, whatever task or thread
 //! takes it, so results depend on the inputs and the instruction set only.
 
+mod backward;
+mod block;
+mod forward;
+mod tiles;
+
+#[cfg(test)]
+mod tests;
+
 use crate::{Compute, Data, Float, reference};
 
 /// Keys per tile: the unit of the online softmax, and so part of what the bits depend on.
@@ -88,31 +96,17 @@ impl AttentionShape {
 
     /// Panics unless `rows`, `q` and the keys that `rows` names fit this shape: what the tiled code relies on.
     fn check(&self, rows: &AttentionRows<'_>, q: usize, kv: [&Heads<'_>; 2]) {
-        assert!(
-            self.kv_heads > 0 && self.q_heads.is_multiple_of(self.kv_heads),
-            "query heads must be a multiple of key heads"
-        );
+        assert!(self.kv_heads > 0 && self.q_heads.is_multiple_of(self.kv_heads), "query heads must be a multiple of key heads");
         assert!(self.scale > 0.0, "the scale of attention must be positive");
-        assert_eq!(
-            q,
-            self.batch * self.q_len * self.q_heads * self.head_dim,
-            "q must be [B, Tq, Hq, hd]"
-        );
+        assert_eq!(q, self.batch * self.q_len * self.q_heads * self.head_dim, "q must be [B, Tq, Hq, hd]");
         for rows in [rows.q_start, rows.kv_begin, rows.kv_len] {
-            assert_eq!(
-                rows.len(),
-                self.batch,
-                "attention rows must have one entry per batch row"
-            );
+            assert_eq!(rows.len(), self.batch, "attention rows must have one entry per batch row");
         }
         let longest = rows.kv_len.iter().enumerate().filter(|&(_, &len)| len > 0);
         for (b, &len) in longest {
             for heads in kv {
                 let last = heads.offset(b, len - 1, self.kv_heads - 1) + self.head_dim;
-                assert!(
-                    last <= heads.data.len(),
-                    "batch row {b} names {len} keys, more than their buffer holds"
-                );
+                assert!(last <= heads.data.len(), "batch row {b} names {len} keys, more than their buffer holds");
             }
         }
     }
@@ -127,6 +121,10 @@ impl Heads<'_> {
     /// One value, converted exactly where T can hold it.
     pub(crate) fn get<T: Float>(&self, b: usize, token: usize, head: usize, c: usize) -> T {
         T::from_f64(self.data.get(self.offset(b, token, head) + c))
+    }
+
+    fn is_f64(&self) -> bool {
+        matches!(self.data, Data::F64(_))
     }
 }
 
@@ -144,7 +142,7 @@ pub fn attention<T: Float>(
     k: Heads<'_>,
     v: Heads<'_>,
     out: &mut [T],
-    lse: Option<&mut [T]>,
+    mut lse: Option<&mut [T]>,
     _compute: Compute,
 ) {
     s.check(rows, q.len(), [&k, &v]);
@@ -152,7 +150,14 @@ pub fn attention<T: Float>(
     if let Some(lse) = &lse {
         assert_eq!(lse.len(), s.batch * s.q_heads * s.q_len, "lse must be [B, Hq, Tq]");
     }
-    reference::attention::attention(s, rows, q, k, v, out, lse);
+    if k.is_f64() || v.is_f64() {
+        return reference::attention::attention(s, rows, q, k, v, out, lse);
+    }
+    let fast_lse = lse.as_deref_mut().map(T::as_f32_mut);
+    match (T::as_f32(q), T::as_f32_mut(out)) {
+        (Some(q), Some(out)) => forward::attention(s, rows, q, k, v, out, fast_lse.flatten()),
+        _ => reference::attention::attention(s, rows, q, k, v, out, lse),
+    }
 }
 
 /// Gradients of [`attention`], scores recomputed from `lse`.
@@ -182,15 +187,14 @@ pub fn attention_backward<T: Float>(
     }
     assert_eq!(lse.len(), s.batch * s.q_heads * s.q_len, "lse must be [B, Hq, Tq]");
     let capacity = s.kv_capacity(dk.len());
-    assert_eq!(
-        dk.len(),
-        s.batch * capacity * s.kv_heads * s.head_dim,
-        "dk must be [B, capacity, Hk, hd]"
-    );
+    assert_eq!(dk.len(), s.batch * capacity * s.kv_heads * s.head_dim, "dk must be [B, capacity, Hk, hd]");
     assert_eq!(dv.len(), dk.len(), "dv must have dk's shape");
-    assert!(
-        rows.kv_len.iter().all(|&len| len <= capacity),
-        "dk must have room for every key"
-    );
+    assert!(rows.kv_len.iter().all(|&len| len <= capacity), "dk must have room for every key");
+    let f32s = (T::as_f32(q), T::as_f32(out), T::as_f32(lse), T::as_f32(dout));
+    if let (false, (Some(q), Some(out), Some(lse), Some(dout))) = (k.is_f64() || v.is_f64(), f32s)
+        && let (Some(dq), Some(dk), Some(dv)) = (T::as_f32_mut(dq), T::as_f32_mut(dk), T::as_f32_mut(dv))
+    {
+        return backward::attention_backward(s, rows, q, k, v, out, lse, dout, dq, dk, dv);
+    }
     reference::attention::attention_backward(s, rows, q, k, v, out, lse, dout, dq, dk, dv);
 }
