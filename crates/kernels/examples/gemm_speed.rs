@@ -73,11 +73,7 @@ fn best(s: &Shape, compute: Compute, threads: usize, runs: usize) -> f64 {
                 k: s.k,
                 a: mat(Data::F32(&a), s.m, s.k, s.a),
                 b: mat(
-                    if s.bf16_b {
-                        Data::Bf16(&narrow)
-                    } else {
-                        Data::F32(&b)
-                    },
+                    if s.bf16_b { Data::Bf16(&narrow) } else { Data::F32(&b) },
                     s.k,
                     s.n,
                     s.b,
@@ -95,63 +91,18 @@ fn best(s: &Shape, compute: Compute, threads: usize, runs: usize) -> f64 {
 
 #[allow(clippy::print_stdout)]
 fn main() {
-    let runs = std::env::args()
-        .nth(1)
-        .and_then(|x| x.parse().ok())
-        .unwrap_or(5);
+    let runs = std::env::args().nth(1).and_then(|x| x.parse().ok()).unwrap_or(5);
     let shapes = [
         shape("forward 4096 x 256 x 256", 4096, 256, 256, Rows, Cols),
         shape("forward 4096 x 1024 x 256", 4096, 1024, 256, Rows, Cols),
         shape("forward 4096 x 256 x 1024", 4096, 256, 1024, Rows, Cols),
         shape("forward 4096 x 4096 x 256", 4096, 4096, 256, Rows, Cols),
-        shape(
-            "input gradient 4096 x 256 x 256",
-            4096,
-            256,
-            256,
-            Rows,
-            Rows,
-        ),
-        shape(
-            "input gradient 4096 x 256 x 1024",
-            4096,
-            256,
-            1024,
-            Rows,
-            Rows,
-        ),
-        shape(
-            "input gradient 4096 x 1024 x 256",
-            4096,
-            1024,
-            256,
-            Rows,
-            Rows,
-        ),
-        shape(
-            "weight gradient 256 x 256 x 4096",
-            256,
-            256,
-            4096,
-            Cols,
-            Rows,
-        ),
-        shape(
-            "weight gradient 1024 x 256 x 4096",
-            1024,
-            256,
-            4096,
-            Cols,
-            Rows,
-        ),
-        shape(
-            "weight gradient 256 x 1024 x 4096",
-            256,
-            1024,
-            4096,
-            Cols,
-            Rows,
-        ),
+        shape("input gradient 4096 x 256 x 256", 4096, 256, 256, Rows, Rows),
+        shape("input gradient 4096 x 256 x 1024", 4096, 256, 1024, Rows, Rows),
+        shape("input gradient 4096 x 1024 x 256", 4096, 1024, 256, Rows, Rows),
+        shape("weight gradient 256 x 256 x 4096", 256, 256, 4096, Cols, Rows),
+        shape("weight gradient 1024 x 256 x 4096", 1024, 256, 4096, Cols, Rows),
+        shape("weight gradient 256 x 1024 x 4096", 256, 1024, 4096, Cols, Rows),
         Shape {
             groups: 8,
             ..shape("8 experts 100 x 512 x 256", 100, 512, 256, Rows, Cols)
@@ -164,14 +115,7 @@ fn main() {
         shape("square 2048, no transpose", 2048, 2048, 2048, Rows, Rows),
         Shape {
             bf16_b: true,
-            ..shape(
-                "prefill 512 x 4096 x 1024, bf16 W",
-                512,
-                4096,
-                1024,
-                Rows,
-                Cols,
-            )
+            ..shape("prefill 512 x 4096 x 1024, bf16 W", 512, 4096, 1024, Rows, Cols)
         },
         Shape {
             bf16_b: true,
@@ -210,9 +154,6 @@ fn main() {
         let [a, b] = [1, 2].map(|t| bytes / best(&s, Compute::F32, t, runs));
         s.bf16_b = true;
         let [c, d] = [1, 2].map(|t| bytes / 2.0 / best(&s, Compute::Bf16, t, runs));
-        println!(
-            "{:36} {a:8.1} {b:8.1} {c:9.1} {d:9.1}",
-            format!("{m} x {n} x {k}")
-        );
+        println!("{:36} {a:8.1} {b:8.1} {c:9.1} {d:9.1}", format!("{m} x {n} x {k}"));
     }
 }

@@ -200,13 +200,7 @@ pub(crate) trait Vf32: Copy {
         let r = n.fma(Self::splat(-0.693_359_375), x);
         let r = n.fma(Self::splat(2.121_944_4e-4), r);
         let mut p = Self::splat(1.987_569_1e-4);
-        for c in [
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ] {
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
             p = p.fma(r, Self::splat(c));
         }
         p.mul(r).fma(r, r).add(Self::splat(1.0)).scale2(n)
@@ -254,10 +248,7 @@ impl Vf32 for Portable {
     #[inline(always)]
     unsafe fn load_bf16_ptr(p: *const bf16) -> Self {
         // SAFETY: the caller's promise.
-        Self(
-            unsafe { p.cast::<[u16; 8]>().read_unaligned() }
-                .map(|x| f32::from_bits(u32::from(x) << 16)),
-        )
+        Self(unsafe { p.cast::<[u16; 8]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x) << 16)))
     }
     #[inline(always)]
     unsafe fn load_f16_ptr(p: *const f16) -> Self {
@@ -273,10 +264,7 @@ impl Vf32 for Portable {
     #[inline(always)]
     unsafe fn store_f16_ptr(self, p: *mut f16) {
         // SAFETY: the caller's promise.
-        unsafe {
-            p.cast::<[f16; 8]>()
-                .write_unaligned(self.0.map(f16::from_f32))
-        }
+        unsafe { p.cast::<[f16; 8]>().write_unaligned(self.0.map(f16::from_f32)) }
     }
     #[inline(always)]
     fn add(self, o: Self) -> Self {
@@ -324,22 +312,18 @@ impl Vf32 for Portable {
     }
     #[inline(always)]
     fn select_lt(self, o: Self, a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| {
-            if self.0[i] < o.0[i] { a.0[i] } else { b.0[i] }
-        }))
+        Self(std::array::from_fn(
+            |i| {
+                if self.0[i] < o.0[i] { a.0[i] } else { b.0[i] }
+            },
+        ))
     }
     #[inline(always)]
     fn round_bf16(self) -> Self {
         self.map(|x| {
             let bits = x.to_bits();
             let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-            f32::from_bits(
-                if x.is_nan() {
-                    bits | 0x0040_0000
-                } else {
-                    rounded
-                } & 0xffff_0000,
-            )
+            f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded } & 0xffff_0000)
         })
     }
     #[inline(always)]
@@ -362,10 +346,7 @@ impl Vf32 for Portable {
         for r in 0..8 {
             for c in 0..8 {
                 // SAFETY: the caller's promise. Moved as u32, because the values may be pairs of bf16.
-                unsafe {
-                    *dst.cast::<u32>().add(c * dst_stride + r) =
-                        *src.cast::<u32>().add(r * src_stride + c)
-                }
+                unsafe { *dst.cast::<u32>().add(c * dst_stride + r) = *src.cast::<u32>().add(r * src_stride + c) }
             }
         }
     }
@@ -538,11 +519,7 @@ mod x86 {
         }
         #[inline(always)]
         fn select_lt(self, o: Self, a: Self, b: Self) -> Self {
-            Self(cpu!(_mm256_blendv_ps(
-                b.0,
-                a.0,
-                _mm256_cmp_ps(self.0, o.0, _CMP_LT_OQ)
-            )))
+            Self(cpu!(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps(self.0, o.0, _CMP_LT_OQ))))
         }
         #[inline(always)]
         fn round_bf16(self) -> Self {
@@ -551,18 +528,12 @@ mod x86 {
         #[inline(always)]
         fn pair_bf16(self, high: Self) -> Self {
             let low = cpu!(_mm256_srli_epi32(round256(self.0), 16));
-            Self(cpu!(_mm256_castsi256_ps(_mm256_or_si256(
-                low,
-                round256(high.0)
-            ))))
+            Self(cpu!(_mm256_castsi256_ps(_mm256_or_si256(low, round256(high.0)))))
         }
         #[inline(always)]
         fn sum(self) -> f32 {
             cpu!({
-                let x = _mm_add_ps(
-                    _mm256_castps256_ps128(self.0),
-                    _mm256_extractf128_ps(self.0, 1),
-                );
+                let x = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps(self.0, 1));
                 let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
                 _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
             })
@@ -570,10 +541,7 @@ mod x86 {
         #[inline(always)]
         fn hmax(self) -> f32 {
             cpu!({
-                let x = _mm_max_ps(
-                    _mm256_castps256_ps128(self.0),
-                    _mm256_extractf128_ps(self.0, 1),
-                );
+                let x = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps(self.0, 1));
                 let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
                 _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
             })
@@ -593,14 +561,8 @@ mod x86 {
                     let (d, e) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
                     _mm256_storeu_ps(dst, _mm256_shuffle_ps(a, d, 0b01_00_01_00));
                     _mm256_storeu_ps(dst.add(dst_stride), _mm256_shuffle_ps(a, d, 0b11_10_11_10));
-                    _mm256_storeu_ps(
-                        dst.add(2 * dst_stride),
-                        _mm256_shuffle_ps(b, e, 0b01_00_01_00),
-                    );
-                    _mm256_storeu_ps(
-                        dst.add(3 * dst_stride),
-                        _mm256_shuffle_ps(b, e, 0b11_10_11_10),
-                    );
+                    _mm256_storeu_ps(dst.add(2 * dst_stride), _mm256_shuffle_ps(b, e, 0b01_00_01_00));
+                    _mm256_storeu_ps(dst.add(3 * dst_stride), _mm256_shuffle_ps(b, e, 0b11_10_11_10));
                 });
             }
         }
@@ -701,10 +663,7 @@ mod x86 {
         #[inline(always)]
         fn pair_bf16(self, high: Self) -> Self {
             let low = cpu!(_mm512_srli_epi32(round512(self.0), 16));
-            Self(cpu!(_mm512_castsi512_ps(_mm512_or_si512(
-                low,
-                round512(high.0)
-            ))))
+            Self(cpu!(_mm512_castsi512_ps(_mm512_or_si512(low, round512(high.0)))))
         }
         #[inline(always)]
         fn sum(self) -> f32 {
@@ -762,16 +721,8 @@ macro_rules! element {
     };
 }
 element!(f32, false, load_ptr, |x| V::load_partial(x, 0.0), Some);
-element!(
-    bf16,
-    true,
-    load_bf16_ptr,
-    |x| V::load_bf16_partial(x),
-    |_| None
-);
-element!(f16, false, load_f16_ptr, |x| V::load_f16_partial(x), |_| {
-    None
-});
+element!(bf16, true, load_bf16_ptr, |x| V::load_bf16_partial(x), |_| None);
+element!(f16, false, load_f16_ptr, |x| V::load_f16_partial(x), |_| { None });
 
 /// Makes a function that runs a generic kernel on the instruction set of the calling thread.
 ///
@@ -930,12 +881,7 @@ mod tests {
             }
             let mut y = [0.0; 16];
             v_round(&INPUT[..8].repeat(2), &mut y);
-            assert!(
-                INPUT[..8]
-                    .iter()
-                    .zip(y)
-                    .all(|(x, y)| x.round_ties_even() == y)
-            );
+            assert!(INPUT[..8].iter().zip(y).all(|(x, y)| x.round_ties_even() == y));
             v_pair(&INPUT, &mut y);
             for (x, y) in INPUT.into_iter().zip(y) {
                 assert_eq!(y.to_bits() & 0xffff, u32::from(bf16::from_f32(x).to_bits()));
@@ -946,10 +892,7 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_and_keeps_its_limits() {
-        let x: Vec<f32> = (-1_040_000..=887_183)
-            .step_by(13)
-            .map(|i| i as f32 * 1e-4)
-            .collect();
+        let x: Vec<f32> = (-1_040_000..=887_183).step_by(13).map(|i| i as f32 * 1e-4).collect();
         let x = &x[..x.len() / 16 * 16];
         each_isa(|| {
             let mut y = vec![0.0; x.len()];

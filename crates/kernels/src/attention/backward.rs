@@ -56,12 +56,29 @@ pub(super) fn attention_backward(
     }
     let capacity = s.kv_capacity(dk.len());
     let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
-    let problem = Problem { q, k, v, out, lse, dout, dq, dk, dv, capacity, scale: s.scale as f32 };
+    let problem = Problem {
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dout,
+        dq,
+        dk,
+        dv,
+        capacity,
+        scale: s.scale as f32,
+    };
     let (count, width) = (QueryRows::count(s), padded(s.head_dim));
     // delta; keys, transposed keys, transposed values, dk, dv; queries, dout, dq; weights and their gradients.
     let scratch = count + 5 * TILE * width + 3 * QUERIES * width + 2 * QUERIES * TILE;
     parallel_for(s.batch * s.kv_heads, |t| {
-        let of = QueryRows { s, rows, b: t / s.kv_heads, kv_head: t % s.kv_heads };
+        let of = QueryRows {
+            s,
+            rows,
+            b: t / s.kv_heads,
+            kv_head: t % s.kv_heads,
+        };
         with_scratch(scratch, |scratch| task(&problem, of, scratch));
     });
 }
@@ -164,7 +181,11 @@ fn key_tile<'a, V: Vf32>(
                     m,
                     n: columns.len(),
                     k: hd,
-                    a: Left { data: &left[x * width..], row: width, step: 1 },
+                    a: Left {
+                        data: &left[x * width..],
+                        row: width,
+                        step: 1,
+                    },
                     b: &right[columns.start..],
                     b_row: TILE,
                     c: &mut to[columns.start..],
@@ -189,7 +210,11 @@ fn key_tile<'a, V: Vf32>(
                 m,
                 n: width,
                 k: hi - lo,
-                a: Left { data: &slopes[lo..], row: TILE, step: 1 },
+                a: Left {
+                    data: &slopes[lo..],
+                    row: TILE,
+                    step: 1,
+                },
                 b: &k[lo * width..],
                 b_row: width,
                 c: dq,
@@ -211,7 +236,11 @@ fn key_tile<'a, V: Vf32>(
                     m,
                     n: width,
                     k: to - from,
-                    a: Left { data: &left[from * TILE + j..], row: 1, step: TILE },
+                    a: Left {
+                        data: &left[from * TILE + j..],
+                        row: 1,
+                        step: TILE,
+                    },
                     b: &right[from * width..],
                     b_row: width,
                     c: &mut to_add[j * width..],
@@ -237,7 +266,10 @@ fn key_tile<'a, V: Vf32>(
 #[inline(always)]
 fn probabilities<V: Vf32>(weights: &mut [f32], slopes: &mut [f32], lse: f32, delta: f32) {
     let (lse, delta) = (V::splat(lse), V::splat(delta));
-    for (w, s) in weights.chunks_exact_mut(V::LANES).zip(slopes.chunks_exact_mut(V::LANES)) {
+    for (w, s) in weights
+        .chunks_exact_mut(V::LANES)
+        .zip(slopes.chunks_exact_mut(V::LANES))
+    {
         let p = V::load(w).sub(lse).exp();
         p.store(w);
         V::load(s).sub(delta).mul(p).store(s);

@@ -41,7 +41,10 @@ impl Block<'_> {
         assert!(self.n.is_multiple_of(V::LANES), "a block's width must be whole vectors");
         assert!((self.m - 1) * self.c_row + self.n <= self.c.len(), "c is too short");
         if let Some(last) = self.k.checked_sub(1) {
-            assert!((self.m - 1) * self.a.row + last * self.a.step < self.a.data.len(), "a is too short");
+            assert!(
+                (self.m - 1) * self.a.row + last * self.a.step < self.a.data.len(),
+                "a is too short"
+            );
             assert!(last * self.b_row + self.n <= self.b.len(), "b is too short");
         }
         let mut j = 0;

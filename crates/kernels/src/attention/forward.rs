@@ -76,10 +76,20 @@ pub(super) fn attention(
         return;
     }
     let width = padded(s.head_dim);
-    let problem = Problem { q, k, v, scale: s.scale as f32 };
+    let problem = Problem {
+        q,
+        k,
+        v,
+        scale: s.scale as f32,
+    };
     let (out, lse) = (SharedMut::new(out), lse.map(SharedMut::new));
     let heads = s.batch * s.kv_heads;
-    let head = |h: usize| QueryRows { s, rows, b: h / s.kv_heads, kv_head: h % s.kv_heads };
+    let head = |h: usize| QueryRows {
+        s,
+        rows,
+        b: h / s.kv_heads,
+        kv_head: h % s.kv_heads,
+    };
     let longest = rows.kv_len.iter().copied().max().unwrap_or(0);
     let parts = longest.div_ceil(PART);
     if count <= FEW && parts > 1 {
@@ -93,7 +103,14 @@ pub(super) fn attention(
             let mut running = Running::new(memory, count, width);
             running.clear();
             with_scratch(scratch_len(count, width), |scratch| {
-                walk(&problem, head(h), 0..count, part * PART..(part + 1) * PART, &mut running, scratch);
+                walk(
+                    &problem,
+                    head(h),
+                    0..count,
+                    part * PART..(part + 1) * PART,
+                    &mut running,
+                    scratch,
+                );
             });
         });
         parallel_for(heads, |h| {
@@ -119,7 +136,14 @@ pub(super) fn attention(
             let (memory, scratch) = scratch.split_at_mut(Running::len(n, width));
             let mut running = Running::new(memory, n, width);
             running.clear();
-            walk(&problem, head(t % heads), range.clone(), 0..usize::MAX, &mut running, scratch);
+            walk(
+                &problem,
+                head(t % heads),
+                range.clone(),
+                0..usize::MAX,
+                &mut running,
+                scratch,
+            );
             finish(head(t % heads), range, &running, &out, lse.as_ref());
         });
     });
@@ -192,7 +216,11 @@ fn walk_body<V: Vf32>(
             if dots {
                 dot_rows::<V>(&q[x * width..(x + m) * width], k, width, columns.clone(), scores);
             } else {
-                let a = Left { data: &q[x * width..], row: width, step: 1 };
+                let a = Left {
+                    data: &q[x * width..],
+                    row: width,
+                    step: 1,
+                };
                 Block {
                     m,
                     n: columns.len(),
@@ -222,7 +250,11 @@ fn walk_body<V: Vf32>(
                 m,
                 n: width,
                 k: hi - lo,
-                a: Left { data: &scores[lo..], row: TILE, step: 1 },
+                a: Left {
+                    data: &scores[lo..],
+                    row: TILE,
+                    step: 1,
+                },
                 b: &v[lo * width..],
                 b_row: width,
                 c: &mut running.values[x * width..],

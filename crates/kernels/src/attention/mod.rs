@@ -96,17 +96,31 @@ impl AttentionShape {
 
     /// Panics unless `rows`, `q` and the keys that `rows` names fit this shape: what the tiled code relies on.
     fn check(&self, rows: &AttentionRows<'_>, q: usize, kv: [&Heads<'_>; 2]) {
-        assert!(self.kv_heads > 0 && self.q_heads.is_multiple_of(self.kv_heads), "query heads must be a multiple of key heads");
+        assert!(
+            self.kv_heads > 0 && self.q_heads.is_multiple_of(self.kv_heads),
+            "query heads must be a multiple of key heads"
+        );
         assert!(self.scale > 0.0, "the scale of attention must be positive");
-        assert_eq!(q, self.batch * self.q_len * self.q_heads * self.head_dim, "q must be [B, Tq, Hq, hd]");
+        assert_eq!(
+            q,
+            self.batch * self.q_len * self.q_heads * self.head_dim,
+            "q must be [B, Tq, Hq, hd]"
+        );
         for rows in [rows.q_start, rows.kv_begin, rows.kv_len] {
-            assert_eq!(rows.len(), self.batch, "attention rows must have one entry per batch row");
+            assert_eq!(
+                rows.len(),
+                self.batch,
+                "attention rows must have one entry per batch row"
+            );
         }
         let longest = rows.kv_len.iter().enumerate().filter(|&(_, &len)| len > 0);
         for (b, &len) in longest {
             for heads in kv {
                 let last = heads.offset(b, len - 1, self.kv_heads - 1) + self.head_dim;
-                assert!(last <= heads.data.len(), "batch row {b} names {len} keys, more than their buffer holds");
+                assert!(
+                    last <= heads.data.len(),
+                    "batch row {b} names {len} keys, more than their buffer holds"
+                );
             }
         }
     }
@@ -187,9 +201,16 @@ pub fn attention_backward<T: Float>(
     }
     assert_eq!(lse.len(), s.batch * s.q_heads * s.q_len, "lse must be [B, Hq, Tq]");
     let capacity = s.kv_capacity(dk.len());
-    assert_eq!(dk.len(), s.batch * capacity * s.kv_heads * s.head_dim, "dk must be [B, capacity, Hk, hd]");
+    assert_eq!(
+        dk.len(),
+        s.batch * capacity * s.kv_heads * s.head_dim,
+        "dk must be [B, capacity, Hk, hd]"
+    );
     assert_eq!(dv.len(), dk.len(), "dv must have dk's shape");
-    assert!(rows.kv_len.iter().all(|&len| len <= capacity), "dk must have room for every key");
+    assert!(
+        rows.kv_len.iter().all(|&len| len <= capacity),
+        "dk must have room for every key"
+    );
     let f32s = (T::as_f32(q), T::as_f32(out), T::as_f32(lse), T::as_f32(dout));
     if let (false, (Some(q), Some(out), Some(lse), Some(dout))) = (k.is_f64() || v.is_f64(), f32s)
         && let (Some(dq), Some(dk), Some(dv)) = (T::as_f32_mut(dq), T::as_f32_mut(dk), T::as_f32_mut(dv))

@@ -19,17 +19,41 @@ impl Case {
     /// Self-attention over `len` tokens.
     fn square(batch: usize, len: usize, q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
         let scale = (head_dim as f64).powf(-0.5);
-        let s = AttentionShape { batch, q_len: len, q_heads, kv_heads, head_dim, window: None, causal: true, scale };
-        Self { s, q_start: vec![0; batch], kv_begin: vec![0; batch], kv_len: vec![len; batch], capacity: len }
+        let s = AttentionShape {
+            batch,
+            q_len: len,
+            q_heads,
+            kv_heads,
+            head_dim,
+            window: None,
+            causal: true,
+            scale,
+        };
+        Self {
+            s,
+            q_start: vec![0; batch],
+            kv_begin: vec![0; batch],
+            kv_len: vec![len; batch],
+            capacity: len,
+        }
     }
 
     fn rows(&self) -> AttentionRows<'_> {
-        AttentionRows { q_start: &self.q_start, kv_begin: &self.kv_begin, kv_len: &self.kv_len }
+        AttentionRows {
+            q_start: &self.q_start,
+            kv_begin: &self.kv_begin,
+            kv_len: &self.kv_len,
+        }
     }
 
     fn heads<'a>(&self, data: Data<'a>) -> Heads<'a> {
         let token_stride = self.s.kv_heads * self.s.head_dim;
-        Heads { data, batch_stride: self.capacity * token_stride, token_stride, head_stride: self.s.head_dim }
+        Heads {
+            data,
+            batch_stride: self.capacity * token_stride,
+            token_stride,
+            head_stride: self.s.head_dim,
+        }
     }
 
     fn q_len(&self) -> usize {
@@ -56,7 +80,18 @@ fn run<T: crate::Float>(case: &Case, q: &[T], k: Data<'_>, v: Data<'_>, dout: &[
     let (k, v, rows) = (case.heads(k), case.heads(v), case.rows());
     attention(&case.s, &rows, q, k, v, &mut out, Some(&mut lse), Compute::F32);
     attention_backward(
-        &case.s, &rows, q, k, v, &out, &lse, dout, &mut dq, &mut dk, &mut dv, Compute::F32,
+        &case.s,
+        &rows,
+        q,
+        k,
+        v,
+        &out,
+        &lse,
+        dout,
+        &mut dq,
+        &mut dk,
+        &mut dv,
+        Compute::F32,
     );
     [out, lse, dq, dk, dv]
 }
@@ -69,20 +104,34 @@ fn wide(x: &[f32]) -> Vec<f64> {
 fn check(case: &Case) {
     let (q, dout) = (noise(case.q_len(), 1), noise(case.q_len(), 2));
     let (k, v) = (noise(case.kv_len(), 3), noise(case.kv_len(), 4));
-    let want = run(case, &wide(&q), Data::F64(&wide(&k)), Data::F64(&wide(&v)), &wide(&dout));
+    let want = run(
+        case,
+        &wide(&q),
+        Data::F64(&wide(&k)),
+        Data::F64(&wide(&v)),
+        &wide(&dout),
+    );
     for isa in supported() {
         let go = |threads| {
-            with_threads(threads, || with_isa(isa, || run(case, &q, Data::F32(&k), Data::F32(&v), &dout)))
+            with_threads(threads, || {
+                with_isa(isa, || run(case, &q, Data::F32(&k), Data::F32(&v), &dout))
+            })
         };
         let got = go(1);
         for (name, (got, want)) in ["out", "lse", "dq", "dk", "dv"].iter().zip(got.iter().zip(&want)) {
             for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
                 let near = (f64::from(got) - want).abs() < 2e-5 * (1.0 + want.abs());
-                assert!(near || f64::from(got) == want, "{name}[{i}] on {isa:?}: {got} is not {want}, {case:?}");
+                assert!(
+                    near || f64::from(got) == want,
+                    "{name}[{i}] on {isa:?}: {got} is not {want}, {case:?}"
+                );
             }
         }
         let bits = |r: &Results<f32>| r.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert!(bits(&got) == bits(&go(2)), "two threads change the bits on {isa:?}: {case:?}");
+        assert!(
+            bits(&got) == bits(&go(2)),
+            "two threads change the bits on {isa:?}: {case:?}"
+        );
     }
 }
 
@@ -125,7 +174,13 @@ fn queries_that_see_nothing_and_empty_inputs() {
     case.kv_begin = vec![0, 4];
     check(&case);
     let n = case.q_len();
-    let [out, lse, ..] = run(&case, &noise(n, 1), Data::F32(&noise(n, 2)), Data::F32(&noise(n, 3)), &noise(n, 4));
+    let [out, lse, ..] = run(
+        &case,
+        &noise(n, 1),
+        Data::F32(&noise(n, 2)),
+        Data::F32(&noise(n, 3)),
+        &noise(n, 4),
+    );
     assert!(out.iter().all(|&x| x == 0.0));
     assert!(lse.iter().all(|&x| x == f32::NEG_INFINITY));
     check(&Case::square(0, 9, 2, 2, 8));
@@ -138,7 +193,13 @@ fn large_scores_do_not_overflow() {
     case.s.scale = 40.0;
     let n = case.q_len();
     let (q, k, v) = (noise(n, 1), noise(n, 2), noise(n, 3));
-    let exact = run(&case, &wide(&q), Data::F64(&wide(&k)), Data::F64(&wide(&v)), &vec![1.0; n]);
+    let exact = run(
+        &case,
+        &wide(&q),
+        Data::F64(&wide(&k)),
+        Data::F64(&wide(&v)),
+        &vec![1.0; n],
+    );
     let fast = run(&case, &q, Data::F32(&k), Data::F32(&v), &vec![1.0; n]);
     // Scores of about 200 carry an absolute error of about 1e-5, which the exponential turns into a relative one.
     for (got, want) in fast[0].iter().zip(&exact[0]) {
@@ -153,10 +214,14 @@ fn half_precision_caches_are_widened_exactly() {
         (case.capacity, case.kv_len, case.q_start) = (100, vec![100], vec![100 - q_len]);
         let (q, dout) = (noise(case.q_len(), 1), noise(case.q_len(), 2));
         let (k, v) = (noise(case.kv_len(), 3), noise(case.kv_len(), 4));
-        let (k16, v16): (Vec<_>, Vec<_>) =
-            (k.iter().map(|&x| bf16::from_f32(x)).collect(), v.iter().map(|&x| f16::from_f32(x)).collect());
-        let (k, v): (Vec<_>, Vec<_>) =
-            (k16.iter().map(|x| x.to_f32()).collect(), v16.iter().map(|x| x.to_f32()).collect());
+        let (k16, v16): (Vec<_>, Vec<_>) = (
+            k.iter().map(|&x| bf16::from_f32(x)).collect(),
+            v.iter().map(|&x| f16::from_f32(x)).collect(),
+        );
+        let (k, v): (Vec<_>, Vec<_>) = (
+            k16.iter().map(|x| x.to_f32()).collect(),
+            v16.iter().map(|x| x.to_f32()).collect(),
+        );
         for isa in supported() {
             with_isa(isa, || {
                 let half = run(&case, &q, Data::Bf16(&k16), Data::F16(&v16), &dout);

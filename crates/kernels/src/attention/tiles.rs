@@ -88,13 +88,7 @@ impl QueryRows<'_> {
 
 /// Copies `factor` times the rows `range` of x [B, Tq, Hq, hd] to `tile` [rows, padded(hd)].
 #[inline(always)]
-pub(super) fn pack_queries<V: Vf32>(
-    of: QueryRows<'_>,
-    x: &[f32],
-    range: Range<usize>,
-    factor: f32,
-    tile: &mut [f32],
-) {
+pub(super) fn pack_queries<V: Vf32>(of: QueryRows<'_>, x: &[f32], range: Range<usize>, factor: f32, tile: &mut [f32]) {
     let hd = of.s.head_dim;
     let factor = V::splat(factor);
     for (r, row) in range.zip(tile.chunks_exact_mut(padded(hd))) {
@@ -162,7 +156,12 @@ pub(super) fn transpose<V: Vf32>(tile: &[f32], width: usize, dst: &mut [f32]) {
             // SAFETY: rows j..j+8 and columns c..c+8 are inside [TILE, width], both multiples of 8, in both buffers,
             // which are distinct borrows.
             unsafe {
-                V::transpose8(tile.as_ptr().add(j * width + c), width, dst.as_mut_ptr().add(c * TILE + j), TILE);
+                V::transpose8(
+                    tile.as_ptr().add(j * width + c),
+                    width,
+                    dst.as_mut_ptr().add(c * TILE + j),
+                    TILE,
+                );
             }
         }
     }

@@ -52,10 +52,7 @@ impl Problem<'_> {
     }
 
     fn work(&self) -> usize {
-        self.m
-            .max(2)
-            .saturating_mul(self.n)
-            .saturating_mul(self.k.max(1))
+        self.m.max(2).saturating_mul(self.n).saturating_mul(self.k.max(1))
     }
 }
 
@@ -137,10 +134,7 @@ macro_rules! with_lines {
 pub(super) fn run(problems: &[Problem<'_>], form: Form) {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let call = CALLS.fetch_add(1, Relaxed);
-    let work: usize = problems
-        .iter()
-        .map(Problem::work)
-        .fold(0, usize::saturating_add);
+    let work: usize = problems.iter().map(Problem::work).fold(0, usize::saturating_add);
     let alone = work < ALONE;
     let tasks = plan(problems, if alone { 1 } else { threads() });
     let run = |i: usize| {
@@ -164,24 +158,13 @@ pub(super) fn run(problems: &[Problem<'_>], form: Form) {
 /// Cuts every problem so that there are about two equal tasks per thread, but none too small to be worth its packing.
 fn plan(problems: &[Problem<'_>], threads: usize) -> Vec<Task> {
     let (mr, nr) = tile_size(isa());
-    let work: usize = problems
-        .iter()
-        .map(Problem::work)
-        .fold(0, usize::saturating_add);
-    let share = if threads == 1 {
-        usize::MAX
-    } else {
-        work / (2 * threads)
-    };
+    let work: usize = problems.iter().map(Problem::work).fold(0, usize::saturating_add);
+    let share = if threads == 1 { usize::MAX } else { work / (2 * threads) };
     let mut tasks = Vec::new();
     for (problem, p) in problems.iter().enumerate() {
         let (mut rows, mut cols) = (p.m, p.n.min(COLS));
         if p.streamed() {
-            let most = if threads == 1 {
-                p.n
-            } else {
-                p.n.div_ceil(16 * threads)
-            };
+            let most = if threads == 1 { p.n } else { p.n.div_ceil(16 * threads) };
             cols = (STREAM / p.k).max(most).max(1).next_multiple_of(GROUP);
         } else {
             while rows.saturating_mul(cols).saturating_mul(p.k) > share {
@@ -249,17 +232,11 @@ fn multiply(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Pa
     let (mr, nr) = tile_size(isa());
     let mut first = 0;
     loop {
-        let k = (p.k - first).min(if form == Form::Pairs {
-            2 * CHUNK
-        } else {
-            CHUNK
-        });
+        let k = (p.k - first).min(if form == Form::Pairs { 2 * CHUNK } else { CHUNK });
         let n = task.cols.len();
         // Whole panels of a B that is used only a few times are read where they lie.
         let unpacked = match p.b.data {
-            Data::F32(b) if form == Form::Exact && p.b.col_stride == 1 && p.m <= UNPACKED_ROWS => {
-                Some(b)
-            }
+            Data::F32(b) if form == Form::Exact && p.b.col_stride == 1 && p.m <= UNPACKED_ROWS => Some(b),
             _ => None,
         };
         let left = if unpacked.is_some() { n - n % nr } else { 0 };
@@ -383,12 +360,7 @@ fn pack_a(
     let start = i * p.a.row_stride + first * p.a.col_stride;
     if p.a.col_stride == 1 {
         if let (Data::F32(a), Form::Exact) = (p.a.data, form) {
-            return (
-                a[start.min(a.len())..].as_ptr(),
-                mr * p.a.row_stride,
-                p.a.row_stride,
-                1,
-            );
+            return (a[start.min(a.len())..].as_ptr(), mr * p.a.row_stride, p.a.row_stride, 1);
         }
         let distance = row_distance(form, k);
         let a = packed.a.get(m * distance);

@@ -30,11 +30,7 @@ pub(super) struct Rows {
 
 #[inline(always)]
 fn round<V: Vf32, E: Element>(w: V, rows: &Rows) -> V {
-    if rows.round && !E::IS_BF16 {
-        w.round_bf16()
-    } else {
-        w
-    }
+    if rows.round && !E::IS_BF16 { w.round_bf16() } else { w }
 }
 
 /// R rows of W times M rows of X.
@@ -59,8 +55,7 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
         }
         if whole < k {
             for i in 0..M {
-                let x =
-                    std::slice::from_raw_parts(rows.x.add(i * rows.x_stride + whole), k - whole);
+                let x = std::slice::from_raw_parts(rows.x.add(i * rows.x_stride + whole), k - whole);
                 let x = V::load_partial(x, 0.0);
                 for r in 0..R {
                     let w = E::load_partial(&first[r * w.stride + whole..][..k - whole]);
@@ -86,11 +81,7 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
 /// # Safety
 /// As [`gemv`], for these rows.
 #[inline(always)]
-unsafe fn sweep<V: Vf32, E: Element, const R: usize, const M: usize>(
-    w: Lines<'_, E>,
-    n: usize,
-    rows: &Rows,
-) {
+unsafe fn sweep<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_, E>, n: usize, rows: &Rows) {
     let mut j = 0;
     while j < n {
         // SAFETY: rows j .. j + R, or row j, of the n that the caller vouches for.

@@ -21,11 +21,7 @@ pub(super) enum Form {
 impl Form {
     /// How many units `k` elements take.
     pub(super) fn units(self, k: usize) -> usize {
-        if self == Self::Pairs {
-            k.div_ceil(2)
-        } else {
-            k
-        }
+        if self == Self::Pairs { k.div_ceil(2) } else { k }
     }
 
     #[inline(always)]
@@ -134,10 +130,7 @@ fn pack_across_body<V: Vf32, E: Element>(
 ) {
     const CHUNK: usize = 16;
     let (width, distance) = (panels.width, panels.distance(form.units(k)));
-    assert!(
-        dst.len() >= panels.size(lanes, form.units(k))
-            && width.next_multiple_of(V::LANES) - width <= 16
-    );
+    assert!(dst.len() >= panels.size(lanes, form.units(k)) && width.next_multiple_of(V::LANES) - width <= 16);
     // Along k in chunks, so that neither the rows read nor the panels written are too many pages at once.
     for p0 in (0..k).step_by(CHUNK) {
         for (q, first) in (0..lanes).step_by(width).enumerate() {
@@ -145,9 +138,7 @@ fn pack_across_body<V: Vf32, E: Element>(
                 for j in (0..width).step_by(V::LANES) {
                     let x = take::<V, E>(src, p, first + j);
                     let (u, x) = match form {
-                        Form::Pairs if p + 1 < k => {
-                            (p / 2, x.pair_bf16(take(src, p + 1, first + j)))
-                        }
+                        Form::Pairs if p + 1 < k => (p / 2, x.pair_bf16(take(src, p + 1, first + j))),
                         Form::Pairs => (p / 2, x.pair_bf16(V::zero())),
                         _ => (p, form.apply::<V, E>(x)),
                     };
@@ -188,12 +179,7 @@ fn pack_along_body<V: Vf32, E: Element>(
                 // rounded up to eight.
                 unsafe {
                     let from = data.as_ptr().add(lines.start + u);
-                    V::transpose8(
-                        from,
-                        src.stride,
-                        dst.as_mut_ptr().add(out + u * width),
-                        width,
-                    );
+                    V::transpose8(from, src.stride, dst.as_mut_ptr().add(out + u * width), width);
                 }
             }
         }

@@ -34,11 +34,7 @@ fn noise(seed: u64) -> impl Iterator<Item = f32> {
 }
 
 fn matrix(rows: usize, cols: usize, transposed: bool, pad: usize, kind: Type, seed: u64) -> Owned {
-    let (row_stride, col_stride) = if transposed {
-        (1, rows + pad)
-    } else {
-        (cols + pad, 1)
-    };
+    let (row_stride, col_stride) = if transposed { (1, rows + pad) } else { (cols + pad, 1) };
     // No element more than the shape needs: a read past the end is a read past the allocation.
     let len = if rows == 0 || cols == 0 {
         0
@@ -141,9 +137,7 @@ fn compute(cases: &[Case], compute: Compute, form: Option<Form>, oracle: bool) -
         })
         .collect();
     match (oracle, form) {
-        (true, _) => problems
-            .iter_mut()
-            .for_each(|p| reference::gemm(p, compute)),
+        (true, _) => problems.iter_mut().for_each(|p| reference::gemm(p, compute)),
         (false, Some(form)) => gemm_as(&mut problems, compute, form),
         (false, None) => gemm(&mut problems, compute),
     }
@@ -166,11 +160,7 @@ fn check(cases: &[Case]) {
                 })
             };
             let got = run(1);
-            assert_eq!(
-                bits(&got),
-                bits(&run(2)),
-                "threads change bits: {set:?} {cases:?}"
-            );
+            assert_eq!(bits(&got), bits(&run(2)), "threads change bits: {set:?} {cases:?}");
             for ((case, want), got) in cases.iter().zip(&want).zip(&got) {
                 // Inputs are below 1: k products and k roundings of partial sums that stay near sqrt(k).
                 let bound = 2e-7 * (1.0 + case.k as f32).sqrt() * (8.0 + (case.k as f32).sqrt());
@@ -186,9 +176,7 @@ fn check(cases: &[Case]) {
 }
 
 fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    x.iter()
-        .map(|x| x.iter().map(|x| x.to_bits()).collect())
-        .collect()
+    x.iter().map(|x| x.iter().map(|x| x.to_bits()).collect()).collect()
 }
 
 #[test]
@@ -261,21 +249,9 @@ fn few_rows_against_weights() {
 fn rows_do_not_depend_on_the_rows_beside_them() {
     for set in supported() {
         with_isa(set, || {
-            let all = compute(
-                &[Case::plain(8, 50, 300, false, true)],
-                Compute::F32,
-                None,
-                false,
-            )
-            .remove(0);
+            let all = compute(&[Case::plain(8, 50, 300, false, true)], Compute::F32, None, false).remove(0);
             for m in 1..8 {
-                let few = compute(
-                    &[Case::plain(m, 50, 300, false, true)],
-                    Compute::F32,
-                    None,
-                    false,
-                )
-                .remove(0);
+                let few = compute(&[Case::plain(m, 50, 300, false, true)], Compute::F32, None, false).remove(0);
                 assert_eq!(few, all[..m * 50]);
             }
         });
@@ -354,9 +330,7 @@ fn infinities_and_nans_stay_where_they_are() {
                     Compute::F32,
                 );
                 assert!(
-                    c.iter()
-                        .enumerate()
-                        .all(|(i, x)| x.is_nan() == (i / n == 1)),
+                    c.iter().enumerate().all(|(i, x)| x.is_nan() == (i / n == 1)),
                     "{}",
                     isa().name()
                 );
@@ -402,8 +376,8 @@ fn any_case() -> impl Strategy<Value = Case> {
         prop_oneof![0..40usize, 250..300usize, 510..530usize],
     );
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (shape, flags, types(), types(), 0..4usize).prop_map(
-        |((m, n, k), (at, bt, accumulate), a_type, b_type, pad)| Case {
+    (shape, flags, types(), types(), 0..4usize).prop_map(|((m, n, k), (at, bt, accumulate), a_type, b_type, pad)| {
+        Case {
             m,
             n,
             k,
@@ -413,8 +387,8 @@ fn any_case() -> impl Strategy<Value = Case> {
             b_type,
             pad,
             accumulate,
-        },
-    )
+        }
+    })
 }
 
 proptest! {

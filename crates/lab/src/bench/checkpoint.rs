@@ -1,7 +1,7 @@
 //! Random checkpoints of real shapes: to measure memory and time where the real weights cannot be had.
 
 use ounce_formats::{
-    Dtype, FormatError, Overwrite, OutputFolder, Resume, ShardOptions, ShardedWriter, TensorSpec, fsx,
+    Dtype, FormatError, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter, TensorSpec, fsx,
 };
 use ounce_kernels::Philox;
 use ounce_model::{ModelConfig, ModelError, Result as ModelResult, model_tensors};
@@ -71,7 +71,12 @@ fn bytes(specs: &[(String, Vec<usize>)]) -> usize {
 ///
 /// # Errors
 /// If the family has no shape here, or `out` cannot be written.
-pub fn random_checkpoint(family: &str, gigabytes: f64, out: &Path, overwrite: Overwrite) -> Result<u64, CheckpointError> {
+pub fn random_checkpoint(
+    family: &str,
+    gigabytes: f64,
+    out: &Path,
+    overwrite: Overwrite,
+) -> Result<u64, CheckpointError> {
     let shaped = |layers| config(family, layers).ok_or_else(|| CheckpointError::Family(family.into()));
     let one = bytes(&specs("shape", &shaped(1)?)?);
     let per_layer = bytes(&specs("shape", &shaped(2)?)?) - one;
@@ -82,7 +87,10 @@ pub fn random_checkpoint(family: &str, gigabytes: f64, out: &Path, overwrite: Ov
     let folder = OutputFolder::create(out, overwrite, Resume::No)?;
     let text = serde_json::to_string_pretty(&config).unwrap_or_default();
     fsx::write_atomic(&folder.path().join("config.json"), text.as_bytes())?;
-    let declared = specs.iter().map(|(name, shape)| TensorSpec::new(name.clone(), Dtype::BF16, shape.clone())).collect();
+    let declared = specs
+        .iter()
+        .map(|(name, shape)| TensorSpec::new(name.clone(), Dtype::BF16, shape.clone()))
+        .collect();
     let mut writer = ShardedWriter::create(folder.path(), declared, &ShardOptions::default())?;
     for (stream, (name, shape)) in specs.iter().enumerate() {
         let n = shape.iter().product::<usize>();
@@ -100,13 +108,22 @@ pub fn random_checkpoint(family: &str, gigabytes: f64, out: &Path, overwrite: Ov
 /// Uniform weights with standard deviation 0.02 (norms: one), as little-endian bf16.
 fn random_bf16(stream: u64, start: usize, n: usize, norm: bool) -> Vec<u8> {
     let value = |bits: u16| {
-        let x = if norm { 1.0 } else { (f32::from(bits) / 65536.0 - 0.5) * 0.02 * 12f32.sqrt() };
+        let x = if norm {
+            1.0
+        } else {
+            (f32::from(bits) / 65536.0 - 0.5) * 0.02 * 12f32.sqrt()
+        };
         half::bf16::from_f32(x).to_le_bytes()
     };
     let mut out = Vec::with_capacity(2 * n);
     for block in start / 8..(start + n).div_ceil(8) {
         let words = Philox::block([block as u32, (block >> 32) as u32, stream as u32, 0], [0x4f75, 0x6e63]);
-        out.extend(words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]).flat_map(value));
+        out.extend(
+            words
+                .iter()
+                .flat_map(|w| [*w as u16, (*w >> 16) as u16])
+                .flat_map(value),
+        );
     }
     out.truncate(2 * n);
     out

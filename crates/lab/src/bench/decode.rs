@@ -11,7 +11,9 @@ const DECODE: usize = 128;
 const PREFILL: usize = 512;
 
 fn ids(model: &Model, n: usize) -> Vec<u32> {
-    (0..n).map(|i| (Philox::at(7, 0, 0, i as u64) % model.config.vocab_size as u64) as u32).collect()
+    (0..n)
+        .map(|i| (Philox::at(7, 0, 0, i as u64) % model.config.vocab_size as u64) as u32)
+        .collect()
 }
 
 /// `decode`: tokens per second of [`DECODE`] tokens after a prompt of one.
@@ -19,10 +21,16 @@ fn ids(model: &Model, n: usize) -> Vec<u32> {
 /// # Errors
 /// If the model fails.
 pub fn decode(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow, ModelError> {
-    let options =
-        GenerateOptions { max_new_tokens: DECODE, sampler: SamplerConfig::default(), eos: Vec::new(), compute };
+    let options = GenerateOptions {
+        max_new_tokens: DECODE,
+        sampler: SamplerConfig::default(),
+        eos: Vec::new(),
+        compute,
+    };
     let prompt = ids(model, 1);
-    let rates = rates(runs, DECODE as f64, || generate(model, &prompt, &options, |_| true).map(drop))?;
+    let rates = rates(runs, DECODE as f64, || {
+        generate(model, &prompt, &options, |_| true).map(drop)
+    })?;
     Ok(BenchRow::new("decode", "tokens/s", rates))
 }
 
@@ -34,7 +42,11 @@ pub fn prefill(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow,
     let prompt = ids(model, PREFILL);
     let rates = rates(runs, PREFILL as f64, || {
         let mut cache = model.cache(1, PREFILL);
-        let batch = Batch { ids: &prompt, batch: 1, compute };
+        let batch = Batch {
+            ids: &prompt,
+            batch: 1,
+            compute,
+        };
         no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache)).map(drop)
     })?;
     Ok(BenchRow::new("prefill", "tokens/s", rates))

@@ -6,12 +6,18 @@ use ounce_kernels::Philox;
 use ounce_tensor::{Compute, Result, Tensor, ops};
 
 fn matrix(rows: usize, cols: usize, seed: u64) -> Result<Tensor> {
-    let values = (0..rows * cols).map(|i| Philox::uniform(seed, 0, 0, i as u64) as f32 - 0.5).collect();
+    let values = (0..rows * cols)
+        .map(|i| Philox::uniform(seed, 0, 0, i as u64) as f32 - 0.5)
+        .collect();
     Tensor::new(values, &[rows, cols])
 }
 
 fn half_matrix(rows: usize, cols: usize, seed: u64) -> Result<Tensor> {
-    let values: Vec<bf16> = matrix(rows, cols, seed)?.to_f32().into_iter().map(bf16::from_f32).collect();
+    let values: Vec<bf16> = matrix(rows, cols, seed)?
+        .to_f32()
+        .into_iter()
+        .map(bf16::from_f32)
+        .collect();
     Tensor::new(values, &[rows, cols])
 }
 
@@ -29,12 +35,22 @@ pub fn kernels(runs: usize) -> Result<Vec<BenchRow>> {
     let tall = half_matrix(11008, 4096, 4)?;
     let gigabytes = (tall.numel() * 2) as f64 / 1e9;
     Ok(vec![
-        BenchRow::new("gemm_f32_2048", "GFLOP/s", rates(runs, flops, || ops::linear(&x, &w, Compute::F32).map(drop))?),
-        BenchRow::new("gemm_bf16_2048", "GFLOP/s", rates(runs, flops, || ops::linear(&x, &w16, Compute::Bf16).map(drop))?),
+        BenchRow::new(
+            "gemm_f32_2048",
+            "GFLOP/s",
+            rates(runs, flops, || ops::linear(&x, &w, Compute::F32).map(drop))?,
+        ),
+        BenchRow::new(
+            "gemm_bf16_2048",
+            "GFLOP/s",
+            rates(runs, flops, || ops::linear(&x, &w16, Compute::Bf16).map(drop))?,
+        ),
         BenchRow::new(
             "gemv_bf16_4096x11008",
             "GB/s",
-            rates(runs.max(15), gigabytes, || ops::linear(&v, &tall, Compute::F32).map(drop))?,
+            rates(runs.max(15), gigabytes, || {
+                ops::linear(&v, &tall, Compute::F32).map(drop)
+            })?,
         ),
     ])
 }

@@ -76,7 +76,10 @@ pub fn anonymous_rss_bytes() -> u64 {
 }
 
 fn memory_line(key: &str) -> u64 {
-    let Ok(status) = ounce_formats::fsx::read_to_string(std::path::Path::new("/proc/self/status")) else { return 0 };
+    let Ok(status) = ounce_formats::fsx::read_to_string(std::path::Path::new("/proc/self/status")) else {
+        return 0;
+    };
     let line = status.lines().find_map(|l| l.strip_prefix(key));
-    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
