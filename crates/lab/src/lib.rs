@@ -5,5 +5,9 @@
 //! same training step that users run.
 
 pub mod bench;
+
+mod error;
 pub mod report;
 pub mod verify;
+
+pub use error::LabError;

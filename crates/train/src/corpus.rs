@@ -1,0 +1,103 @@
+//! From a recipe's file names to packed tokens, and the loss on text that is never trained on.
+
+use crate::{
+    error::{Result, TrainError},
+    objective::Objective,
+    recipe::{Recipe, TokenizerConfig},
+};
+use ounce_data::{Batch, DataDir, Document, TokenStream, read_documents};
+use ounce_model::{Model, ModelError, Tokenizer, tokenizer::{SpecialTokens, train_byte_level_bpe}};
+use ounce_tensor::{Compute, no_grad};
+use std::{path::PathBuf, sync::Arc};
+
+/// Tokenizer and tokens of a run.
+pub(crate) struct Corpus {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) train: Arc<TokenStream>,
+    pub(crate) validation: Option<TokenStream>,
+}
+
+fn documents(recipe: &Recipe, names: &[String], data: &DataDir) -> Result<Vec<Document>> {
+    let paths = names.iter().map(|n| data.expand(n)).collect::<std::result::Result<Vec<PathBuf>, _>>()?;
+    Ok(read_documents(&paths, &recipe.data.field)?)
+}
+
+impl Corpus {
+    /// Reads the files, gets the tokenizer, packs the tokens. `known` is the tokenizer of a run that is resumed.
+    pub(crate) fn load(recipe: &Recipe, data: &DataDir, known: Option<Tokenizer>) -> Result<Self> {
+        let train = documents(recipe, &recipe.data.train, data)?;
+        let tokenizer = match (known, &recipe.tokenizer, &recipe.init) {
+            (Some(known), ..) => known,
+            (None, Some(TokenizerConfig::TrainVocab(size)), _) => {
+                train_byte_level_bpe(train.iter().map(|d| &d.text), *size, SpecialTokens::default())
+                    .map_err(ModelError::from)?
+            }
+            (None, Some(TokenizerConfig::Reuse(folder)), _) | (None, None, Some(folder)) => {
+                Tokenizer::from_folder(data.expand(folder)?).map_err(ModelError::from)?
+            }
+            (None, None, None) => {
+                return Err(TrainError::Recipe {
+                    file: "recipe".into(),
+                    key: "tokenizer".into(),
+                    rule: "is missing".into(),
+                    hint: String::new(),
+                });
+            }
+        };
+        let pack = |documents: &[Document]| {
+            TokenStream::pack(documents, tokenizer.eos_ids().first().copied(), |s| tokenizer.encode(s, false))
+        };
+        let validation = if recipe.data.validation.is_empty() {
+            None
+        } else {
+            Some(pack(&documents(recipe, &recipe.data.validation, data)?)?)
+        };
+        Ok(Self { train: Arc::new(pack(&train)?), validation, tokenizer })
+    }
+
+    /// Bytes of text that `ids` stand for; special tokens stand for none.
+    fn bytes(&self, ids: &[u32]) -> Result<usize> {
+        let mut bytes = 0;
+        for &id in ids {
+            if !self.tokenizer.is_special(id) {
+                bytes += self.tokenizer.token_bytes(id).map_err(ModelError::from)?.len();
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Mean loss (nats per token) and bits per byte on the first `tokens` validation tokens, in windows of `length`
+    /// that do not overlap; `None` without a validation text. Comparable over a run; `ounce eval` gives every token
+    /// more context and so a lower figure.
+    pub(crate) fn evaluate(
+        &self,
+        model: &Model,
+        objective: &dyn Objective,
+        length: usize,
+        tokens: usize,
+        compute: Compute,
+    ) -> Result<Option<(f64, f64)>> {
+        let Some(stream) = &self.validation else { return Ok(None) };
+        let (mut nats, mut count, mut bytes, mut start) = (0.0, 0, 0, 0);
+        while start + 1 < stream.len() && count < tokens {
+            let end = (start + length).min(stream.len() - 1);
+            let window = stream.slice(start..end + 1);
+            let batch = Batch {
+                rows: 1,
+                length: end - start,
+                inputs: window[..end - start].to_vec(),
+                targets: window[1..].to_vec(),
+            };
+            let loss = no_grad(|| objective.loss(model, &batch, compute))?;
+            let cross_entropy = loss.parts.first().map_or(f64::NAN, |p| p.1);
+            nats += cross_entropy * batch.length as f64;
+            count += batch.length;
+            bytes += self.bytes(&batch.targets)?;
+            start = end;
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        Ok(Some((nats / count as f64, nats / std::f64::consts::LN_2 / bytes.max(1) as f64)))
+    }
+}
