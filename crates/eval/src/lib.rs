@@ -1,1 +1,26 @@
-//! eval
+//! Evaluation suites: how good a model is, as numbers with their uncertainty.
+//!
+//! This crate owns the scoring of texts and tokens by a model (perplexity, bits per byte, multiple choice by likelihood),
+//! the readers of the suites' files, and the comparison of tensors that should be equal. It exists so that every method
+//! is judged by the same code, before and after. It must not know how a model was made, nor how a result is shown: all
+//! results are plain values that serialise.
+//!
+//! Nothing here is random: a result depends on the model, the text and the instruction set only.
+
+pub mod choice;
+mod compare;
+mod error;
+mod perplexity;
+mod score;
+mod statistics;
+pub mod suites;
+#[cfg(test)]
+mod testing;
+
+pub use choice::{ChoiceItem, ChoiceReport, Encoder, ItemScore, choice_report, score_choices};
+pub use compare::{Difference, max_abs_difference};
+pub use error::{EncodeError, EvalError, Result};
+pub use perplexity::{MAX_WINDOW, Perplexity, Window, perplexity_of_ids, perplexity_of_text, windows};
+pub use score::{Passage, Progress, ScoreOptions, log_probabilities, silent};
+pub use statistics::Accuracy;
+pub use suites::Suite;
