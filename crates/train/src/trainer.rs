@@ -6,7 +6,7 @@ use crate::{
     error::{Result, TrainError},
     objective::Objective,
     optimizer::Optimizer,
-    recipe::Recipe,
+    recipe::{Recipe, TokenizerConfig},
 };
 use ounce_data::{Batch, DataDir, Sampler};
 use ounce_formats::{Checkpoint, fsx};
@@ -203,11 +203,18 @@ fn fresh_config(recipe: &Recipe, vocab_size: usize, eos: Option<u32>) -> Result<
     ))
 }
 
-/// What a run of `recipe` will cost, for a vocabulary of `vocab_size`.
+/// What a run of `recipe` will cost.
 ///
 /// # Errors
-/// If the recipe's model cannot be built.
-pub fn estimate(recipe: &Recipe, vocab_size: usize) -> Result<Estimate> {
+/// If the recipe's model cannot be built: it must have a `[model]` and a vocabulary that it trains.
+pub fn estimate(recipe: &Recipe) -> Result<Estimate> {
+    let vocab_size = match &recipe.tokenizer {
+        Some(TokenizerConfig::TrainVocab(size)) => *size,
+        Some(TokenizerConfig::Reuse(folder)) => Tokenizer::from_folder(folder)
+            .map_err(ounce_model::ModelError::from)?
+            .vocab_size(),
+        None => 0,
+    };
     let (config, _) = fresh_config(recipe, vocab_size, None)?;
     let parameters: usize = ounce_model::model_tensors(&config)?
         .iter()
