@@ -165,7 +165,13 @@ pub fn score_choices(
     Ok(items
         .iter()
         .map(|item| {
-            let log_likelihoods: Vec<f64> = sums.by_ref().take(item.choices.len()).collect();
+            let mut log_likelihoods: Vec<f64> = sums.by_ref().take(item.choices.len()).collect();
+            // Equal choices are an exact tie: two rows of a batch may differ by rounding, which must not decide.
+            for (c, choice) in item.choices.iter().enumerate() {
+                if let Some(first) = item.choices[..c].iter().position(|earlier| earlier == choice) {
+                    log_likelihoods[c] = log_likelihoods[first];
+                }
+            }
             let bytes = item
                 .choices
                 .iter()

@@ -181,6 +181,23 @@ fn a_uniform_model_gets_ties_wrong_and_prefers_what_is_short() {
 }
 
 #[test]
+fn equal_choices_are_never_told_apart() {
+    let model = tiny(301, 32);
+    // Fillers of the same length, so that the pairs stand in different rows of one batch.
+    let items: Vec<ChoiceItem> = (0..40)
+        .map(|i| match i % 2 {
+            0 => item("", &["xyz", "xyz"], i / 2 % 2),
+            _ => item("", &["xzz", "zzy"], 0),
+        })
+        .collect();
+    let scores = score_choices(&model, &items, encoder(), &F32, &mut silent).unwrap();
+    for score in scores.iter().step_by(2) {
+        assert_eq!(score.log_likelihoods[0], score.log_likelihoods[1]);
+        assert!(!score.correct && !score.correct_norm, "{score:?}");
+    }
+}
+
+#[test]
 fn groups_are_counted_apart() {
     let model = uniform(301, 32);
     let grouped = |choices: [&str; 2], uid: &str| ChoiceItem {

@@ -160,38 +160,53 @@ impl Real for f64 {
 
 /// Buffers below this many elements are left to the allocator.
 const RECYCLE_FROM: usize = 16 * 1024;
-/// At most this many elements wait in the free list (512 MB unless limited).
-static RECYCLE_LIMIT: AtomicUsize = AtomicUsize::new(128 * 1024 * 1024);
+/// At most this many elements wait in the free list; training raises it.
+static RECYCLE_LIMIT: AtomicUsize = AtomicUsize::new(16 * 1024 * 1024);
 
 #[derive(Default)]
 struct FreeList {
-    by_len: HashMap<usize, Vec<Vec<f32>>>,
+    /// Waiting buffers by capacity, always a size of [`class`].
+    by_class: HashMap<usize, Vec<Vec<f32>>>,
     elements: usize,
 }
 static FREE: Mutex<Option<FreeList>> = Mutex::new(None);
 
+/// Sizes are rounded up to one of eight steps per power of two: buffers whose length changes from call to call (experts
+/// see a different number of tokens each time) still fit each other, and at most an eighth is wasted.
+fn class(len: usize) -> usize {
+    let step = (len.next_power_of_two() / 16).max(1);
+    len.next_multiple_of(step)
+}
+
 fn take(len: usize) -> Vec<f32> {
-    if len >= RECYCLE_FROM
-        && let Ok(mut guard) = FREE.lock()
+    if len < RECYCLE_FROM {
+        return vec![0.0; len];
+    }
+    let class = class(len);
+    if let Ok(mut guard) = FREE.lock()
         && let Some(free) = guard.as_mut()
-        && let Some(values) = free.by_len.get_mut(&len).and_then(Vec::pop)
+        && let Some(mut values) = free.by_class.get_mut(&class).and_then(Vec::pop)
     {
-        free.elements -= len;
+        free.elements -= class;
+        // Only what the last user's length did not reach is filled.
+        values.resize(len, 0.0);
         return values;
     }
-    vec![0.0; len]
+    let mut values = Vec::with_capacity(class);
+    values.resize(len, 0.0);
+    values
 }
 
 fn recycle(values: Vec<f32>) {
-    let len = values.len();
-    if len < RECYCLE_FROM {
+    let class = class(values.len());
+    if values.len() < RECYCLE_FROM || values.capacity() != class {
         return;
     }
     if let Ok(mut guard) = FREE.lock() {
         let free = guard.get_or_insert_with(FreeList::default);
-        if free.elements + len <= RECYCLE_LIMIT.load(Ordering::Relaxed) {
-            free.elements += len;
-            free.by_len.entry(len).or_default().push(values);
+        if free.elements + class <= RECYCLE_LIMIT.load(Ordering::Relaxed) {
+            free.elements += class;
+            free.by_class.entry(class).or_default().push(values);
         }
     }
 }

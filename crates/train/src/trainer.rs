@@ -14,7 +14,7 @@ use ounce_model::{
     Model, ModelConfig, Tokenizer,
     weights::{CheckpointWeights, FreshWeights},
 };
-use ounce_tensor::{Compute, Gradients};
+use ounce_tensor::{Compute, Gradients, Tensor};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
@@ -27,6 +27,9 @@ use std::{
     },
     time::Instant,
 };
+
+/// Bytes of buffers kept between operations and steps.
+const BUFFERS: usize = 512 << 20;
 
 /// What to train and where.
 #[derive(Debug, Clone)]
@@ -128,6 +131,8 @@ impl TrainStep {
     /// # Errors
     /// If a weight cannot be widened.
     pub fn new(mut model: Model, recipe: &Recipe) -> Result<Self> {
+        // Every step needs the same buffers again.
+        Tensor::limit_buffers(BUFFERS);
         let mut failed = None;
         model.visit(&mut |p| match p.tensor.cast(ounce_tensor::DType::F32) {
             Ok(wide) => p.tensor = wide.requires_grad(),

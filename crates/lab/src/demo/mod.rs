@@ -37,7 +37,7 @@ pub struct DemoOptions {
 /// Shares of experts the demo merges to.
 const SHARES: [u32; 2] = [75, 50];
 /// What the models are asked to continue.
-const PROMPTS: [&str; 2] = ["It was a cold evening, and ", "\"My dear,\" said the old man, \""];
+const PROMPTS: [&str; 2] = ["It was a cold evening, and", "\"My dear,\" said the old man, \"I"];
 /// Length of each continuation, in tokens.
 const SAMPLE_TOKENS: usize = 80;
 
