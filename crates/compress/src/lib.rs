@@ -4,7 +4,8 @@
 //! ([`geometry`], [`cluster`], [`grouping`]), how many each layer keeps ([`budget`]), how a group becomes one expert
 //! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`]) and how a user asks for all that
 //! ([`recipe`]). The decisions exist apart from the pass over a checkpoint so that every one of them is a pure function
-//! of small arrays, checked to the last label without a model. They must not know files, tensors' names or forwards.
+//! of small arrays, checked to the last label without a model. The pass itself ([`statistics`], [`hc_smoe`], [`merge`])
+//! streams: weights stay file-backed. It must not know training or serving.
 
 pub mod align;
 pub mod budget;
@@ -14,3 +15,15 @@ pub mod grouping;
 pub mod merge_rule;
 pub mod prune;
 pub mod recipe;
+pub mod statistics;
+
+mod calibrate;
+mod error;
+pub mod hc_smoe;
+mod merge;
+mod output;
+
+pub use calibrate::CalibrationIds;
+pub use error::{CompressError, LayerError};
+pub use merge::{LayerReport, MergeEstimate, MergeEvent, MergeJob, MergeReport, estimate, merge, scores};
+pub use recipe::{MergeRecipe, RecipeError};

@@ -218,9 +218,7 @@ impl TokenStream {
         bytes.extend(key);
         bytes.extend((self.len() as u64).to_le_bytes());
         match &self.0 {
-            Ids::Narrow(ids) => ids
-                .iter()
-                .for_each(|&id| bytes.extend(u32::from(id).to_le_bytes())),
+            Ids::Narrow(ids) => ids.iter().for_each(|&id| bytes.extend(u32::from(id).to_le_bytes())),
             Ids::Wide(ids) => ids.iter().for_each(|&id| bytes.extend(id.to_le_bytes())),
         }
         Self::sealed(bytes)
@@ -243,28 +241,20 @@ impl TokenStream {
             reason,
         };
         let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
-            return Err(refuse(format!(
-                "{} bytes are too short for a token cache",
-                bytes.len()
-            )));
+            return Err(refuse(format!("{} bytes are too short for a token cache", bytes.len())));
         };
         if &head[..8] != MAGIC {
             return Err(refuse("not a token cache (wrong magic)".into()));
         }
         let version = u32::from_le_bytes(std::array::from_fn(|i| head[8 + i]));
         if version != VERSION {
-            return Err(refuse(format!(
-                "version {version}, this program writes {VERSION}"
-            )));
+            return Err(refuse(format!("version {version}, this program writes {VERSION}")));
         }
         let key: Hash = std::array::from_fn(|i| head[12 + i]);
         let count = u64::from_le_bytes(std::array::from_fn(|i| head[44 + i]));
         // Compared before anything is allocated: the count is untrusted.
         if count.checked_mul(4).and_then(|n| n.checked_add(32)) != Some(rest.len() as u64) {
-            return Err(refuse(format!(
-                "{count} ids promised, {} bytes follow",
-                rest.len()
-            )));
+            return Err(refuse(format!("{count} ids promised, {} bytes follow", rest.len())));
         }
         let (body, sum) = rest.split_at(rest.len() - 32);
         if Sha256::digest(&bytes[..bytes.len() - 32])[..] != *sum {

@@ -70,10 +70,7 @@ pub fn read_documents<P: AsRef<Path>>(paths: &[P], field: &str) -> Result<Vec<Do
         }
     }
     if documents.is_empty() {
-        let names: Vec<String> = paths
-            .iter()
-            .map(|path| path.as_ref().display().to_string())
-            .collect();
+        let names: Vec<String> = paths.iter().map(|path| path.as_ref().display().to_string()).collect();
         let what = if names.is_empty() {
             "an empty list of paths".into()
         } else {
@@ -146,15 +143,10 @@ pub fn parse_jsonl(path: &Path, bytes: &[u8], field: &str) -> Result<Vec<Documen
             line: number + 1,
             reason,
         };
-        let fields = match serde_json::from_str(line)
-            .map_err(|error| broken(format!("not JSON: {error}")))?
-        {
+        let fields = match serde_json::from_str(line).map_err(|error| broken(format!("not JSON: {error}")))? {
             Value::Object(fields) => fields,
             other => {
-                return Err(broken(format!(
-                    "must be a JSON object, not {}",
-                    kind(&other)
-                )));
+                return Err(broken(format!("must be a JSON object, not {}", kind(&other))));
             }
         };
         match fields.get(field) {
@@ -167,10 +159,7 @@ pub fn parse_jsonl(path: &Path, bytes: &[u8], field: &str) -> Result<Vec<Documen
                 });
             }
             Some(other) => {
-                return Err(broken(format!(
-                    "`{field}` must be a string, not {}",
-                    kind(other)
-                )));
+                return Err(broken(format!("`{field}` must be a string, not {}", kind(other))));
             }
             None => {
                 let keys: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();

@@ -93,11 +93,7 @@ mod tests {
     fn published_known_answers() {
         // Random123 1.14, tests/kat_vectors, lines "philox4x32 10".
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
             (
                 [u32::MAX; 4],
                 [u32::MAX; 2],

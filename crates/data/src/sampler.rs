@@ -49,13 +49,7 @@ impl Sampler {
     ///
     /// # Errors
     /// A size of zero, or a stream shorter than one window and its last target (T + 1 tokens).
-    pub fn new(
-        stream: Arc<TokenStream>,
-        length: usize,
-        rows: usize,
-        micro_batches: usize,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn new(stream: Arc<TokenStream>, length: usize, rows: usize, micro_batches: usize, seed: u64) -> Result<Self> {
         for (name, size) in [
             ("window length", length),
             ("batch size", rows),
@@ -105,8 +99,7 @@ impl Sampler {
             epoch,
         );
         // A stream barely longer than its windows has less room than a whole phase.
-        let slack =
-            (self.stream.len() - 1 - self.windows as usize * self.length).min(self.length - 1);
+        let slack = (self.stream.len() - 1 - self.windows as usize * self.length).min(self.length - 1);
         let phase = Philox::at(self.seed, PHASE, epoch, 0).below(slack as u64 + 1) as usize;
         (epoch, phase + window as usize * self.length)
     }

@@ -148,34 +148,24 @@ const THINGS: [(&str, &str); 14] = [
     ("bell", "bells"),
 ];
 const LOOKS: [&str; 12] = [
-    "red", "blue", "green", "yellow", "small", "heavy", "bright", "broken", "wooden", "silver",
-    "strange", "white",
+    "red", "blue", "green", "yellow", "small", "heavy", "bright", "broken", "wooden", "silver", "strange", "white",
 ];
 const NUMBERS: [&str; 6] = ["two", "three", "four", "five", "six", "seven"];
 const ANIMALS: [&str; 10] = [
     "dog", "cat", "fox", "hare", "horse", "crow", "goat", "mouse", "bear", "duck",
 ];
 const WEATHER: [&str; 6] = ["raining", "snowing", "windy", "sunny", "foggy", "very cold"];
-const FEELINGS: [&str; 7] = [
-    "happy",
-    "tired",
-    "curious",
-    "hungry",
-    "proud",
-    "afraid",
-    "surprised",
-];
+const FEELINGS: [&str; 7] = ["happy", "tired", "curious", "hungry", "proud", "afraid", "surprised"];
 const WORDS: [&str; 24] = [
-    "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heath", "iris", "jade", "kelp",
-    "lotus", "maple", "north", "onyx", "pearl", "quartz", "raven", "slate", "thorn", "umber",
-    "vale", "willow", "zephyr",
+    "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heath", "iris", "jade", "kelp", "lotus", "maple",
+    "north", "onyx", "pearl", "quartz", "raven", "slate", "thorn", "umber", "vale", "willow", "zephyr",
 ];
 
 fn capital(word: &str) -> String {
     let mut letters = word.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(letters).collect()
-    })
+    letters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 macro_rules! say {
@@ -209,25 +199,14 @@ fn story(dice: &mut Dice, out: &mut String) {
     let upper = capital(they);
     match dice.below(3) {
         0 => say!(out, "{name} lived near {home}. "),
-        1 => say!(
-            out,
-            "Once there was a child called {name} who lived near {home}. "
-        ),
-        _ => say!(
-            out,
-            "It was {} when {name} left {home}. ",
-            dice.pick(&WEATHER)
-        ),
+        1 => say!(out, "Once there was a child called {name} who lived near {home}. "),
+        _ => say!(out, "It was {} when {name} left {home}. ", dice.pick(&WEATHER)),
     }
     say!(out, "One day {they} went to {goal} with {their} {animal}. ");
     for _ in 0..=dice.below(3) {
         match dice.below(5) {
             0 => say!(out, "The {animal} was {}. ", dice.pick(&FEELINGS)),
-            1 => say!(
-                out,
-                "It was {} and {name} walked slowly. ",
-                dice.pick(&WEATHER)
-            ),
+            1 => say!(out, "It was {} and {name} walked slowly. ", dice.pick(&WEATHER)),
             2 => say!(out, "{upper} sang a song about {}. ", dice.pick(&PLACES)),
             3 => say!(
                 out,

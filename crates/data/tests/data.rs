@@ -47,15 +47,8 @@ fn folders_are_read_sorted_and_files_by_name() {
     write(dir.path(), "b/image.bin", [0xff, 0xfe]);
     write(dir.path(), "empty.txt", "");
     write(dir.path(), "named.log", "named");
-    let documents = read_documents(
-        &[dir.path().to_owned(), dir.path().join("named.log")],
-        "text",
-    )
-    .unwrap();
-    let texts: Vec<&str> = documents
-        .iter()
-        .map(|document| document.text.as_str())
-        .collect();
+    let documents = read_documents(&[dir.path().to_owned(), dir.path().join("named.log")], "text").unwrap();
+    let texts: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
     assert_eq!(texts, ["one", "more", "two\n", "named"]);
     assert_eq!(documents[1].line, Some(4));
     assert!(documents[1].place().ends_with("a.jsonl:4"));
@@ -114,12 +107,8 @@ fn documents_are_separated_and_errors_carry_their_place() {
     assert_ne!(plain.hash(), stream.hash());
     let error = TokenStream::pack(&[document("a~b")], None, bytes_as_ids).unwrap_err();
     assert_eq!(error.to_string(), "x.txt: cannot encode: no such letter");
-    let empty =
-        TokenStream::pack(&documents, Some(1), |_| Ok::<_, String>(Vec::new())).unwrap_err();
-    assert!(
-        matches!(empty, DataError::Empty { .. }),
-        "a separator alone is no text"
-    );
+    let empty = TokenStream::pack(&documents, Some(1), |_| Ok::<_, String>(Vec::new())).unwrap_err();
+    assert!(matches!(empty, DataError::Empty { .. }), "a separator alone is no text");
 }
 
 #[test]
@@ -133,18 +122,13 @@ fn the_cache_is_used_keyed_and_rebuilt_when_damaged() {
             calls.set(calls.get() + 1);
             bytes_as_ids(text)
         };
-        let stream =
-            TokenStream::pack_cached(documents, tokenizer, eos, dir.path(), encode).unwrap();
+        let stream = TokenStream::pack_cached(documents, tokenizer, eos, dir.path(), encode).unwrap();
         (stream, calls.get())
     };
     let (first, built) = pack(&documents, b"tok", Some(0));
     assert_eq!(built, 2);
     assert_eq!(pack(&documents, b"tok", Some(0)), (first.clone(), 0));
-    assert_eq!(
-        pack(&documents, b"other", Some(0)).1,
-        2,
-        "another tokenizer"
-    );
+    assert_eq!(pack(&documents, b"other", Some(0)).1, 2, "another tokenizer");
     assert_eq!(pack(&documents, b"tok", None).1, 2, "another separator");
     assert_eq!(
         pack(&[document("some textm"), document("ore")], b"tok", Some(0)).1,
@@ -181,10 +165,7 @@ fn mixtures_have_the_promised_shares_and_lose_nothing() {
     );
     let mixed = TokenStream::mix(&[(&a, 1.0), (&b, 1.0)]).unwrap();
     let ids = mixed.slice(0..mixed.len());
-    assert_eq!(
-        (ids.len(), ids.iter().filter(|&&id| id == 1).count()),
-        (200, 100)
-    );
+    assert_eq!((ids.len(), ids.iter().filter(|&&id| id == 1).count()), (200, 100));
     assert!((1000..1030).all(|id| ids.contains(&id)));
     assert_eq!(
         TokenStream::mix(&[(&a, 10.0), (&b, 1.0)]).unwrap().len(),
@@ -227,14 +208,10 @@ fn seeds_and_epochs_change_the_order() {
     assert_ne!(first, starts(2, 0));
     let next = starts(1, first.len() as u64);
     // Compared as window numbers, since the phase alone would already make the starts differ.
-    let order =
-        |starts: &[usize]| -> Vec<usize> { starts.iter().map(|start| start / 10).collect() };
+    let order = |starts: &[usize]| -> Vec<usize> { starts.iter().map(|start| start / 10).collect() };
     assert_ne!(order(&first), order(&next));
     // Neighbours in time are not neighbours in text: about one pair in W/2 would be by chance.
-    let close = first
-        .windows(2)
-        .filter(|pair| pair[0].abs_diff(pair[1]) == 10)
-        .count();
+    let close = first.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 10).count();
     assert!(close < 12, "{close} of {} neighbours", first.len());
     let phases: HashSet<usize> = (0..50)
         .map(|epoch| starts(1, epoch * first.len() as u64)[0] % 10)
@@ -256,25 +233,16 @@ fn data_names_expand_or_say_how() {
         DataDir::choose(None, Some(path.into()))
     );
     assert_eq!(
-        DataDir::choose(None, Some(path.into()))
-            .expand("${data}")
-            .unwrap(),
+        DataDir::choose(None, Some(path.into())).expand("${data}").unwrap(),
         Path::new(path)
     );
     let none = DataDir::choose(None, Some("".into()));
-    assert_eq!(
-        none.expand("plain/$HOME.txt").unwrap(),
-        Path::new("plain/$HOME.txt")
-    );
+    assert_eq!(none.expand("plain/$HOME.txt").unwrap(), Path::new("plain/$HOME.txt"));
     let says = |dir: &DataDir, name: &str, parts: &[&str]| {
         let error = dir.expand(name).unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     };
-    says(
-        &none,
-        "${data}/a",
-        &["--data", "OUNCE_DATA", "ounce data toy"],
-    );
+    says(&none, "${data}/a", &["--data", "OUNCE_DATA", "ounce data toy"]);
     says(&flag, "${home}/a", &["${home}", "${data}"]);
     says(&flag, "${data/a", &["without"]);
     says(

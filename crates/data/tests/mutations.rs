@@ -28,14 +28,11 @@ fn mutated(good: &[u8], round: u64) -> Vec<u8> {
 
 #[test]
 fn jsonl() {
-    let good = "{\"text\": \"höher \\u00e9 \\\"quoted\\\"\", \"n\": [1, 2.5e3, null]}\n\n{\"text\": \"second\"}\n".repeat(3);
+    let good =
+        "{\"text\": \"höher \\u00e9 \\\"quoted\\\"\", \"n\": [1, 2.5e3, null]}\n\n{\"text\": \"second\"}\n".repeat(3);
     let (mut read, mut refused) = (0, 0);
     for round in 0..5000 {
-        match parse_jsonl(
-            Path::new("m.jsonl"),
-            &mutated(good.as_bytes(), round),
-            "text",
-        ) {
+        match parse_jsonl(Path::new("m.jsonl"), &mutated(good.as_bytes(), round), "text") {
             Ok(documents) => {
                 assert!(
                     documents
@@ -50,10 +47,7 @@ fn jsonl() {
             }
         }
     }
-    assert!(
-        read > 300 && refused > 1000,
-        "{read} read, {refused} refused"
-    );
+    assert!(read > 300 && refused > 1000, "{read} read, {refused} refused");
 }
 
 #[test]
@@ -79,10 +73,7 @@ fn tokens_file() {
             passed += 1;
         }
     }
-    assert!(
-        (100..4900).contains(&passed),
-        "{passed} sealed files passed"
-    );
+    assert!((100..4900).contains(&passed), "{passed} sealed files passed");
     // A count that would overflow, or ask for more memory than there is.
     for count in [u64::MAX, u64::MAX / 4, 1 << 40] {
         let mut bytes = body.to_vec();

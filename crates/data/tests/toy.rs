@@ -17,11 +17,7 @@ fn the_same_seed_writes_the_same_bytes_everywhere() {
         } else {
             BYTES
         };
-        assert!(
-            (least..least + 2000).contains(&bytes.len()),
-            "{}",
-            path.display()
-        );
+        assert!((least..least + 2000).contains(&bytes.len()), "{}", path.display());
         all.update(bytes);
     }
     // Published results name these corpora by seed; a change here changes them all and must be deliberate.
@@ -29,14 +25,8 @@ fn the_same_seed_writes_the_same_bytes_everywhere() {
         hex(&all.finalize().into()),
         "e7e019cf26a835622c91feeea526da117bb2663e9b808b2532dcc5f310a804fc"
     );
-    assert_ne!(
-        Toy::Text.generate(0, 5000, false),
-        Toy::Text.generate(1, 5000, false)
-    );
-    assert_ne!(
-        Toy::Text.generate(0, 5000, false),
-        Toy::Text.generate(0, 5000, true)
-    );
+    assert_ne!(Toy::Text.generate(0, 5000, false), Toy::Text.generate(1, 5000, false));
+    assert_ne!(Toy::Text.generate(0, 5000, false), Toy::Text.generate(0, 5000, true));
     assert!(
         Toy::Text
             .generate(0, 9000, false)
@@ -56,11 +46,7 @@ fn sums_are_right() {
             "*" => number(0) * number(2),
             other => panic!("{other}"),
         };
-        assert_eq!(
-            (parts.len(), parts[3], number(4)),
-            (5, "=", answer),
-            "{line}"
-        );
+        assert_eq!((parts.len(), parts[3], number(4)), (5, "=", answer), "{line}");
     }
     assert!(["+", "-", "*"].iter().all(|sign| corpus.contains(sign)));
 }
@@ -75,16 +61,9 @@ fn lookups_have_exactly_one_answer() {
             assert_eq!(words, right);
             copies += 1;
         } else {
-            let (pairs, asked) = left
-                .strip_prefix("find: ")
-                .unwrap()
-                .split_once(" ? ")
-                .unwrap();
+            let (pairs, asked) = left.strip_prefix("find: ").unwrap().split_once(" ? ").unwrap();
             let prefix = format!("{asked}=");
-            let answers: Vec<&str> = pairs
-                .split(' ')
-                .filter_map(|pair| pair.strip_prefix(&prefix))
-                .collect();
+            let answers: Vec<&str> = pairs.split(' ').filter_map(|pair| pair.strip_prefix(&prefix)).collect();
             assert_eq!(answers, [right], "{line}");
             finds += 1;
         }
@@ -95,26 +74,17 @@ fn lookups_have_exactly_one_answer() {
 #[test]
 fn stories_keep_their_facts() {
     let corpus = Toy::Text.generate(3, 100_000, false);
-    let stories: Vec<&str> = corpus
-        .split("\n\n")
-        .filter(|story| !story.is_empty())
-        .collect();
+    let stories: Vec<&str> = corpus.split("\n\n").filter(|story| !story.is_empty()).collect();
     assert!(stories.len() > 150);
     for story in stories {
         let (before, after) = story.split_once(" found ").unwrap();
-        let (goal, name) = before
-            .rsplit_once(". At ")
-            .unwrap()
-            .1
-            .rsplit_once(' ')
-            .unwrap();
+        let (goal, name) = before.rsplit_once(". At ").unwrap().1.rsplit_once(' ').unwrap();
         assert!(before.contains(&format!("went to {goal} with")), "{story}");
         assert!(after.contains(&format!("{name} went back to ")), "{story}");
         assert!(story.ends_with('.') && !story.contains("  "), "{story}");
         let look = after.split(' ').nth(1).unwrap().trim_end_matches('.');
         assert!(
-            after.contains(&format!(" was {look}. In"))
-                || after.contains(&format!(" were {look}. In")),
+            after.contains(&format!(" was {look}. In")) || after.contains(&format!(" were {look}. In")),
             "{story}"
         );
     }

@@ -11,6 +11,7 @@ pub mod float;
 pub mod gemm;
 pub mod isa;
 pub mod loss;
+mod map;
 pub mod mapped;
 pub mod norm;
 pub mod optim;
@@ -18,6 +19,8 @@ pub mod pool;
 pub mod random;
 mod reference;
 pub mod rope;
+#[cfg(test)]
+mod row_tests;
 pub mod rows;
 mod simd;
 #[cfg(test)]

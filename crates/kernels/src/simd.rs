@@ -197,7 +197,7 @@ pub(crate) trait Vf32: Copy {
         let x = Self::splat(89.0).min(Self::splat(-105.0).max(self));
         let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
         // ln 2 in two parts, the first with few enough bits that n times it is exact.
-        let r = n.fma(Self::splat(-0.693_359_375), x);
+        let r = n.fma(Self::splat(-355.0 / 512.0), x);
         let r = n.fma(Self::splat(2.121_944_4e-4), r);
         let mut p = Self::splat(1.987_569_1e-4);
         for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {

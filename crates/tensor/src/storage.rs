@@ -8,7 +8,10 @@ use ounce_kernels::{Data, Float, mapped::MappedFile};
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Element types a tensor can hold. `F64` exists for gradient checks, `I64` for ids.
@@ -157,8 +160,8 @@ impl Real for f64 {
 
 /// Buffers below this many elements are left to the allocator.
 const RECYCLE_FROM: usize = 16 * 1024;
-/// At most this many elements wait in the free list (512 MB).
-const RECYCLE_LIMIT: usize = 128 * 1024 * 1024;
+/// At most this many elements wait in the free list (512 MB unless limited).
+static RECYCLE_LIMIT: AtomicUsize = AtomicUsize::new(128 * 1024 * 1024);
 
 #[derive(Default)]
 struct FreeList {
@@ -186,15 +189,17 @@ fn recycle(values: Vec<f32>) {
     }
     if let Ok(mut guard) = FREE.lock() {
         let free = guard.get_or_insert_with(FreeList::default);
-        if free.elements + len <= RECYCLE_LIMIT {
+        if free.elements + len <= RECYCLE_LIMIT.load(Ordering::Relaxed) {
             free.elements += len;
             free.by_len.entry(len).or_default().push(values);
         }
     }
 }
 
-/// Gives every waiting buffer back to the allocator: for phases that need little memory after one that needed much.
-pub(crate) fn release_buffers() {
+/// Gives every waiting buffer back to the allocator and keeps at most `bytes` from now on: for work whose memory is
+/// bounded.
+pub(crate) fn limit_buffers(bytes: usize) {
+    RECYCLE_LIMIT.store(bytes / size_of::<f32>(), Ordering::Relaxed);
     if let Ok(mut guard) = FREE.lock() {
         *guard = None;
     }

@@ -3,7 +3,7 @@
 use crate::{
     autograd::Node,
     error::{Result, TensorError, shape},
-    storage::{DType, Element, Storage, release_buffers},
+    storage::{DType, Element, Storage, limit_buffers},
 };
 use half::{bf16, f16};
 use ounce_kernels::{Data, mapped::MappedFile};
@@ -240,14 +240,29 @@ impl Tensor {
         }
     }
 
+    /// Values `start..start + len` in row-major order, widened to f32 (empty for integers): for reading large weights
+    /// in pieces.
+    pub fn piece(&self, start: usize, len: usize) -> Vec<f32> {
+        let mut out = vec![0f32; len];
+        let range = start..start + len;
+        let part = match self.data("piece") {
+            Ok(Data::F32(v)) => Data::F32(&v[range]),
+            Ok(Data::Bf16(v)) => Data::Bf16(&v[range]),
+            Ok(Data::F16(v)) => Data::F16(&v[range]),
+            _ => return Vec::new(),
+        };
+        ounce_kernels::widen(part, &mut out);
+        out
+    }
+
     /// Shape as text for messages.
     pub(crate) fn describe(&self) -> String {
         format!("{:?}", self.shape)
     }
 
-    /// Gives recycled buffers back to the system.
-    pub fn release_buffers() {
-        release_buffers();
+    /// Gives recycled buffers back to the system and keeps at most `bytes` of them from now on.
+    pub fn limit_buffers(bytes: usize) {
+        limit_buffers(bytes);
     }
 }
 

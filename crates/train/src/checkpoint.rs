@@ -41,12 +41,18 @@ pub(crate) struct State {
 pub(crate) const FORMAT: u32 = 1;
 
 fn folder_error<T>(place: &Path, rule: impl Into<String>, hint: &str) -> Result<T> {
-    Err(TrainError::Folder { place: place.display().to_string(), rule: rule.into(), hint: hint.into() })
+    Err(TrainError::Folder {
+        place: place.display().to_string(),
+        rule: rule.into(),
+        hint: hint.into(),
+    })
 }
 
 /// The checkpoints in `out`, newest first.
 pub(crate) fn list(out: &Path) -> Vec<(u64, PathBuf)> {
-    let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(out) else {
+        return Vec::new();
+    };
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|e| {
             let e = e.ok()?;
@@ -111,7 +117,14 @@ pub(crate) struct Snapshot<'a> {
 
 /// Writes `OUT/step-N/` and removes all but the last `keep` checkpoints.
 pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
-    let Snapshot { model, optimizer, config, tokenizer, recipe, state } = snapshot;
+    let Snapshot {
+        model,
+        optimizer,
+        config,
+        tokenizer,
+        recipe,
+        state,
+    } = snapshot;
     let partial = out.join(format!(".step-{}.partial", state.step));
     let target = out.join(format!("step-{}", state.step));
     remove(&partial)?;
@@ -124,7 +137,11 @@ pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
     let mut masters: Vec<Tensor> = Vec::new();
     model.visit(&mut |p| {
         for part in ["master", "first", "second"] {
-            specs.push(TensorSpec::new(format!("{part}.{}", p.name), Dtype::F32, p.tensor.shape()));
+            specs.push(TensorSpec::new(
+                format!("{part}.{}", p.name),
+                Dtype::F32,
+                p.tensor.shape(),
+            ));
         }
         masters.push(p.tensor.detach());
     });
@@ -171,10 +188,20 @@ pub(crate) fn read_state(dir: &Path) -> Result<State> {
     let text = fsx::read_to_string(&path)?;
     let state: State = match serde_json::from_str(&text) {
         Ok(state) => state,
-        Err(e) => return folder_error(&path, format!("is damaged: {e}"), "remove the folder; the checkpoint before it is used"),
+        Err(e) => {
+            return folder_error(
+                &path,
+                format!("is damaged: {e}"),
+                "remove the folder; the checkpoint before it is used",
+            );
+        }
     };
     if state.format != FORMAT {
-        return folder_error(&path, format!("has format {}, this program reads {FORMAT}", state.format), "");
+        return folder_error(
+            &path,
+            format!("has format {}, this program reads {FORMAT}", state.format),
+            "",
+        );
     }
     Ok(state)
 }

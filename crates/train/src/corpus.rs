@@ -6,7 +6,10 @@ use crate::{
     recipe::{Recipe, TokenizerConfig},
 };
 use ounce_data::{Batch, DataDir, Document, TokenStream, read_documents};
-use ounce_model::{Model, ModelError, Tokenizer, tokenizer::{SpecialTokens, train_byte_level_bpe}};
+use ounce_model::{
+    Model, ModelError, Tokenizer,
+    tokenizer::{SpecialTokens, train_byte_level_bpe},
+};
 use ounce_tensor::{Compute, no_grad};
 use std::{path::PathBuf, sync::Arc};
 
@@ -18,7 +21,10 @@ pub(crate) struct Corpus {
 }
 
 fn documents(recipe: &Recipe, names: &[String], data: &DataDir) -> Result<Vec<Document>> {
-    let paths = names.iter().map(|n| data.expand(n)).collect::<std::result::Result<Vec<PathBuf>, _>>()?;
+    let paths = names
+        .iter()
+        .map(|n| data.expand(n))
+        .collect::<std::result::Result<Vec<PathBuf>, _>>()?;
     Ok(read_documents(&paths, &recipe.data.field)?)
 }
 
@@ -45,14 +51,20 @@ impl Corpus {
             }
         };
         let pack = |documents: &[Document]| {
-            TokenStream::pack(documents, tokenizer.eos_ids().first().copied(), |s| tokenizer.encode(s, false))
+            TokenStream::pack(documents, tokenizer.eos_ids().first().copied(), |s| {
+                tokenizer.encode(s, false)
+            })
         };
         let validation = if recipe.data.validation.is_empty() {
             None
         } else {
             Some(pack(&documents(recipe, &recipe.data.validation, data)?)?)
         };
-        Ok(Self { train: Arc::new(pack(&train)?), validation, tokenizer })
+        Ok(Self {
+            train: Arc::new(pack(&train)?),
+            validation,
+            tokenizer,
+        })
     }
 
     /// Bytes of text that `ids` stand for; special tokens stand for none.
@@ -77,7 +89,9 @@ impl Corpus {
         tokens: usize,
         compute: Compute,
     ) -> Result<Option<(f64, f64)>> {
-        let Some(stream) = &self.validation else { return Ok(None) };
+        let Some(stream) = &self.validation else {
+            return Ok(None);
+        };
         let (mut nats, mut count, mut bytes, mut start) = (0.0, 0, 0, 0);
         while start + 1 < stream.len() && count < tokens {
             let end = (start + length).min(stream.len() - 1);
@@ -98,6 +112,9 @@ impl Corpus {
         if count == 0 {
             return Ok(None);
         }
-        Ok(Some((nats / count as f64, nats / std::f64::consts::LN_2 / bytes.max(1) as f64)))
+        Ok(Some((
+            nats / count as f64,
+            nats / std::f64::consts::LN_2 / bytes.max(1) as f64,
+        )))
     }
 }

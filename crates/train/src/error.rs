@@ -60,7 +60,9 @@ impl TrainError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Recipe { hint, .. } | Self::Folder { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
-            Self::Diverged { .. } => Some("lower optimizer.lr, or raise schedule.warmup; --resume continues from the last checkpoint".into()),
+            Self::Diverged { .. } => {
+                Some("lower optimizer.lr, or raise schedule.warmup; --resume continues from the last checkpoint".into())
+            }
             Self::Format(e) => e.hint().map(str::to_owned),
             Self::Model(e) => e.hint(),
             Self::Data(_) | Self::Tensor(_) => None,

@@ -72,15 +72,31 @@ impl Optimizer {
     ///
     /// # Errors
     /// Never in practice; gradients have their parameter's shape.
-    pub fn step(&mut self, model: &mut Model, mut gradients: Gradients, divisor: f64, step: u64, lr: f64) -> Result<f64> {
+    pub fn step(
+        &mut self,
+        model: &mut Model,
+        mut gradients: Gradients,
+        divisor: f64,
+        step: u64,
+        lr: f64,
+    ) -> Result<f64> {
         let mut taken: Vec<Option<Tensor>> = Vec::with_capacity(self.moments.len());
         model.visit(&mut |p| taken.push(gradients.take(&p.tensor)));
         drop(gradients);
         // Summed in visiting order: the same bits whatever the number of threads.
-        let squares: f64 = taken.iter().flatten().filter_map(|g| g.values::<f32>()).map(sum_squares).sum();
+        let squares: f64 = taken
+            .iter()
+            .flatten()
+            .filter_map(|g| g.values::<f32>())
+            .map(sum_squares)
+            .sum();
         let norm = squares.sqrt() / divisor;
         let c = self.config;
-        let clip = if c.clip > 0.0 && norm > c.clip { c.clip / norm } else { 1.0 };
+        let clip = if c.clip > 0.0 && norm > c.clip {
+            c.clip / norm
+        } else {
+            1.0
+        };
         let mut index = 0;
         model.visit(&mut |p| {
             let (_, first, second) = &mut self.moments[index];

@@ -3,7 +3,12 @@
 //! Owns the keys, their defaults and their ranges. Unknown keys are errors, because a silently ignored key changes a
 //! published number.
 
-use crate::{error::{Result, TrainError}, objective::ObjectiveConfig, optimizer::OptimizerConfig, schedule::Schedule};
+use crate::{
+    error::{Result, TrainError},
+    objective::ObjectiveConfig,
+    optimizer::OptimizerConfig,
+    schedule::Schedule,
+};
 use ounce_formats::fsx;
 use ounce_model::config::ModelShape;
 use ounce_tensor::Compute;
@@ -171,13 +176,17 @@ impl Recipe {
             toml::from_str(text).map_err(|e| fail("", format!("is not TOML: {}", e.message()), ""))?;
         for pair in overrides {
             let Some((key, value)) = pair.split_once('=') else {
-                return Err(fail(pair, "an override is key=value".into(), "for example --set run.steps=100"));
+                return Err(fail(
+                    pair,
+                    "an override is key=value".into(),
+                    "for example --set run.steps=100",
+                ));
             };
             set(&mut table, key.trim(), value.trim()).map_err(|rule| fail(key, rule, ""))?;
         }
-        let recipe: Self = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-            fail("", e.message().to_owned(), "docs/training.md lists all keys")
-        })?;
+        let recipe: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| fail("", e.message().to_owned(), "docs/training.md lists all keys"))?;
         match recipe.problem() {
             None => Ok(recipe),
             Some((key, rule)) => Err(fail(key, rule, "")),
@@ -188,29 +197,61 @@ impl Recipe {
     fn problem(&self) -> Option<(&'static str, String)> {
         let (run, opt) = (&self.run, &self.optimizer);
         let checks: &[(&str, bool, &str)] = &[
-            ("model", self.model.is_some() != self.init.is_some(), "give either [model] or init"),
-            ("tokenizer", self.tokenizer.is_some() || self.init.is_some(), "is missing"),
+            (
+                "model",
+                self.model.is_some() != self.init.is_some(),
+                "give either [model] or init",
+            ),
+            (
+                "tokenizer",
+                self.tokenizer.is_some() || self.init.is_some(),
+                "is missing",
+            ),
             ("data.train", !self.data.train.is_empty(), "needs at least one file"),
             ("run.steps", run.steps > 0, "must be at least 1"),
             ("run.batch", run.batch > 0, "must be at least 1"),
             ("run.length", run.length > 0, "must be at least 1"),
-            ("run.micro_batch", run.micro_batch() > 0 && run.batch % run.micro_batch().max(1) == 0, "must divide run.batch"),
+            (
+                "run.micro_batch",
+                run.micro_batch() > 0 && run.batch % run.micro_batch().max(1) == 0,
+                "must divide run.batch",
+            ),
             ("run.keep", run.keep > 0, "must be at least 1"),
             ("optimizer.lr", opt.lr > 0.0 && opt.lr.is_finite(), "must be above 0"),
             ("optimizer.beta1", (0.0..1.0).contains(&opt.beta1), "must be in 0..1"),
             ("optimizer.beta2", (0.0..1.0).contains(&opt.beta2), "must be in 0..1"),
             ("optimizer.eps", opt.eps > 0.0, "must be above 0"),
-            ("optimizer.weight_decay", opt.weight_decay >= 0.0, "must not be negative"),
-            ("optimizer.clip", opt.clip >= 0.0, "must not be negative (0 turns it off)"),
-            ("schedule.floor", (0.0..=1.0).contains(&self.schedule.floor), "must be in 0..=1"),
-            ("schedule.warmup", self.schedule.warmup <= run.steps, "must be at most run.steps"),
+            (
+                "optimizer.weight_decay",
+                opt.weight_decay >= 0.0,
+                "must not be negative",
+            ),
+            (
+                "optimizer.clip",
+                opt.clip >= 0.0,
+                "must not be negative (0 turns it off)",
+            ),
+            (
+                "schedule.floor",
+                (0.0..=1.0).contains(&self.schedule.floor),
+                "must be in 0..=1",
+            ),
+            (
+                "schedule.warmup",
+                self.schedule.warmup <= run.steps,
+                "must be at most run.steps",
+            ),
         ];
         if let Some((key, _, rule)) = checks.iter().find(|(_, holds, _)| !holds) {
             return Some((key, (*rule).into()));
         }
         let positions = self.model.as_ref()?.max_positions;
-        (run.length > positions)
-            .then(|| ("run.length", format!("must be at most model.max_positions = {positions}, is {}", run.length)))
+        (run.length > positions).then(|| {
+            (
+                "run.length",
+                format!("must be at most model.max_positions = {positions}, is {}", run.length),
+            )
+        })
     }
 
     /// SHA-256 over everything that decides the weights: all keys but those that only decide what is written when.
@@ -236,7 +277,9 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> std::result::Result<(
         .or_else(|_| toml::from_str(&format!("value = {value:?}")))
         .map_err(|e| e.message().to_owned())?;
     let mut parts: Vec<&str> = key.split('.').collect();
-    let Some(last) = parts.pop().filter(|l| !l.is_empty()) else { return Err("an override needs a key".into()) };
+    let Some(last) = parts.pop().filter(|l| !l.is_empty()) else {
+        return Err("an override needs a key".into());
+    };
     let mut at = table;
     for part in parts {
         at = at
@@ -290,8 +333,14 @@ length = 8
     #[test]
     fn refusals_name_file_key_and_rule() {
         assert_eq!(error(&["run.steps=0"]), "r.toml: key \"run.steps\": must be at least 1");
-        assert_eq!(error(&["run.micro_batch=3"]), "r.toml: key \"run.micro_batch\": must divide run.batch");
-        assert_eq!(error(&["optimizer.lr=-1"]), "r.toml: key \"optimizer.lr\": must be above 0");
+        assert_eq!(
+            error(&["run.micro_batch=3"]),
+            "r.toml: key \"run.micro_batch\": must divide run.batch"
+        );
+        assert_eq!(
+            error(&["optimizer.lr=-1"]),
+            "r.toml: key \"optimizer.lr\": must be above 0"
+        );
         assert!(error(&["run.length=1000"]).contains("must be at most model.max_positions = 512, is 1000"));
         assert!(error(&["run.stepz=1"]).contains("unknown field `stepz`"));
         assert!(error(&["nonsense"]).contains("an override is key=value"));

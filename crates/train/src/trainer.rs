@@ -6,7 +6,7 @@ use crate::{
     error::{Result, TrainError},
     objective::Objective,
     optimizer::Optimizer,
-    recipe::Recipe,
+    recipe::{Recipe, TokenizerConfig},
 };
 use ounce_data::{Batch, DataDir, Sampler};
 use ounce_formats::{Checkpoint, fsx};
@@ -138,7 +138,12 @@ impl TrainStep {
         }
         let optimizer = Optimizer::new(recipe.optimizer, &mut model);
         let (objective, compute) = (recipe.objective.build(), recipe.run.compute.into());
-        Ok(Self { model, optimizer, objective, compute })
+        Ok(Self {
+            model,
+            optimizer,
+            objective,
+            compute,
+        })
     }
 
     /// A fresh model of the recipe's shape with `vocab_size` tokens.
@@ -147,7 +152,10 @@ impl TrainStep {
     /// If the recipe has no `[model]`, or a value in it is out of range.
     pub fn fresh(recipe: &Recipe, vocab_size: usize) -> Result<Self> {
         let (config, _) = fresh_config(recipe, vocab_size, None)?;
-        let weights = &mut FreshWeights { seed: recipe.run.seed, std: config.initializer_range };
+        let weights = &mut FreshWeights {
+            seed: recipe.run.seed,
+            std: config.initializer_range,
+        };
         Self::new(Model::new(config, weights)?, recipe)
     }
 
@@ -189,17 +197,29 @@ fn fresh_config(recipe: &Recipe, vocab_size: usize, eos: Option<u32>) -> Result<
             hint: "give [model], or init = \"FOLDER\"".into(),
         });
     };
-    Ok((shape.to_config(vocab_size, eos, eos)?, shape.to_json(vocab_size, eos, eos)))
+    Ok((
+        shape.to_config(vocab_size, eos, eos)?,
+        shape.to_json(vocab_size, eos, eos),
+    ))
 }
 
-/// What a run of `recipe` will cost, for a vocabulary of `vocab_size`.
+/// What a run of `recipe` will cost.
 ///
 /// # Errors
-/// If the recipe's model cannot be built.
-pub fn estimate(recipe: &Recipe, vocab_size: usize) -> Result<Estimate> {
+/// If the recipe's model cannot be built: it must have a `[model]` and a vocabulary that it trains.
+pub fn estimate(recipe: &Recipe) -> Result<Estimate> {
+    let vocab_size = match &recipe.tokenizer {
+        Some(TokenizerConfig::TrainVocab(size)) => *size,
+        Some(TokenizerConfig::Reuse(folder)) => Tokenizer::from_folder(folder)
+            .map_err(ounce_model::ModelError::from)?
+            .vocab_size(),
+        None => 0,
+    };
     let (config, _) = fresh_config(recipe, vocab_size, None)?;
-    let parameters: usize =
-        ounce_model::model_tensors(&config)?.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+    let parameters: usize = ounce_model::model_tensors(&config)?
+        .iter()
+        .map(|(_, s)| s.iter().product::<usize>())
+        .sum();
     let tokens = recipe.run.batch * recipe.run.length;
     // About 16 values of model width and 4 of feed-forward width per token and layer stay alive for the backward walk.
     let ffn = |l: &ounce_model::config::LayerConfig| match &l.ffn {
@@ -265,7 +285,11 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
     let micro_batches = run.batch / run.micro_batch();
     let length = trainer.objective.tokens_needed(run.length) - 1;
     let sampler = Sampler::new(corpus.train.clone(), length, run.micro_batch(), micro_batches, run.seed)?;
-    on_event(&Event::Ready { tokens: corpus.train.len(), parameters: trainer.model.parameters(), resumed_at: done });
+    on_event(&Event::Ready {
+        tokens: corpus.train.len(),
+        parameters: trainer.model.parameters(),
+        resumed_at: done,
+    });
 
     while done < run.steps {
         let start = Instant::now();
@@ -291,15 +315,28 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         let last = done == run.steps;
         let due = |every: u64| every > 0 && done % every == 0;
         if (due(run.eval_every) || last)
-            && let Some((loss, bits)) =
-                corpus.evaluate(&trainer.model, &*trainer.objective, run.length, run.eval_tokens, trainer.compute)?
+            && let Some((loss, bits)) = corpus.evaluate(
+                &trainer.model,
+                &*trainer.objective,
+                run.length,
+                run.eval_tokens,
+                trainer.compute,
+            )?
         {
-            let evaluation = Evaluation { step: done, validation_loss: loss, validation_bits_per_byte: bits };
+            let evaluation = Evaluation {
+                step: done,
+                validation_loss: loss,
+                validation_bits_per_byte: bits,
+            };
             metrics.write(&evaluation)?;
             on_event(&Event::Evaluated(evaluation));
         }
         if due(run.checkpoint_every) || last || stopping {
-            let state = State { step: done, metrics_bytes: metrics.sync()?, ..state.clone() };
+            let state = State {
+                step: done,
+                metrics_bytes: metrics.sync()?,
+                ..state.clone()
+            };
             let snapshot = Snapshot {
                 model: &mut trainer.model,
                 optimizer: &trainer.optimizer,
@@ -332,7 +369,10 @@ fn open_model(job: &TrainJob, corpus: &Corpus) -> Result<(Model, Value)> {
     }
     let eos = corpus.tokenizer.eos_ids().first().copied();
     let (config, json) = fresh_config(recipe, corpus.tokenizer.vocab_size(), eos)?;
-    let weights = &mut FreshWeights { seed: recipe.run.seed, std: config.initializer_range };
+    let weights = &mut FreshWeights {
+        seed: recipe.run.seed,
+        std: config.initializer_range,
+    };
     Ok((Model::new(config, weights)?, json))
 }
 
@@ -372,7 +412,10 @@ fn finish(job: &TrainJob, model: &mut Model, config: &Value, tokenizer: &Tokeniz
     fsx::create_dir_all(&partial)?;
     checkpoint::export(&partial, model, config, tokenizer, job.recipe.run.export)?;
     fsx::write_atomic(&partial.join("recipe.toml"), job.recipe.to_toml().as_bytes())?;
-    fsx::write_atomic(&partial.join("metrics.jsonl"), &fsx::read(&job.out.join("metrics.jsonl"))?)?;
+    fsx::write_atomic(
+        &partial.join("metrics.jsonl"),
+        &fsx::read(&job.out.join("metrics.jsonl"))?,
+    )?;
     let card = format!(
         "# {} parameters, trained with Ounce {}\n\n```\n{}\n```\n\nThe recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n",
         model.parameters(),
@@ -394,7 +437,11 @@ struct Metrics {
 
 impl Metrics {
     fn fail(path: &Path, e: &std::io::Error) -> TrainError {
-        TrainError::Folder { place: path.display().to_string(), rule: e.to_string(), hint: String::new() }
+        TrainError::Folder {
+            place: path.display().to_string(),
+            rule: e.to_string(),
+            hint: String::new(),
+        }
     }
 
     fn open(path: &Path, bytes: u64) -> Result<Self> {
@@ -404,7 +451,11 @@ impl Metrics {
             .open(path)
             .and_then(|f| f.set_len(bytes).map(|()| f))
             .map_err(|e| Self::fail(path, &e))?;
-        Ok(Self { path: path.into(), file, bytes })
+        Ok(Self {
+            path: path.into(),
+            file,
+            bytes,
+        })
     }
 
     fn write(&mut self, row: &impl Serialize) -> Result<()> {

@@ -162,10 +162,11 @@ fn key_tile<'a, V: Vf32>(
             let mut seen = [const { 0..0 }; ROWS];
             let (mut lo, mut hi) = (TILE, 0);
             for (i, seen) in seen[..m].iter_mut().enumerate() {
-                *seen = of.visible_in(start + x + i, base, n);
-                if !seen.is_empty() {
-                    (lo, hi) = (lo.min(seen.start), hi.max(seen.end));
+                let keys = of.visible_in(start + x + i, base, n);
+                if !keys.is_empty() {
+                    (lo, hi) = (lo.min(keys.start), hi.max(keys.end));
                 }
+                *seen = keys;
             }
             let (weights, slopes) = (&mut weights[x * TILE..], &mut slopes[x * TILE..]);
             let dq = &mut dq[x * width..(x + m) * width];

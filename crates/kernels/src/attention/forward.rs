@@ -203,10 +203,11 @@ fn walk_body<V: Vf32>(
             let mut seen = [const { 0..0 }; ROWS];
             let (mut lo, mut hi) = (TILE, 0);
             for (i, seen) in seen[..m].iter_mut().enumerate() {
-                *seen = of.visible_in(range.start + x + i, base, n);
-                if !seen.is_empty() {
-                    (lo, hi) = (lo.min(seen.start), hi.max(seen.end));
+                let keys = of.visible_in(range.start + x + i, base, n);
+                if !keys.is_empty() {
+                    (lo, hi) = (lo.min(keys.start), hi.max(keys.end));
                 }
+                *seen = keys;
             }
             if lo >= hi {
                 continue;

@@ -1,7 +1,37 @@
 //! Arithmetic on whole buffers.
 
 use super::{same_length, whole_rows};
-use crate::{Float, reference::elementwise as plain};
+use crate::{
+    Float,
+    map::{Add, Map, Product, Scale, map_here, map1, map2, rows_per_task},
+    parallel_chunks_mut,
+    reference::elementwise as plain,
+    simd::{Vf32, kernel},
+};
+
+struct Sum;
+impl Map<2> for Sum {
+    #[inline(always)]
+    fn at<V: Vf32>(&self, [a, b]: [V; 2], _old: V) -> V {
+        a.add(b)
+    }
+}
+
+struct Difference;
+impl Map<2> for Difference {
+    #[inline(always)]
+    fn at<V: Vf32>(&self, [a, b]: [V; 2], _old: V) -> V {
+        a.sub(b)
+    }
+}
+
+struct AddScaled(f32);
+impl Map<1> for AddScaled {
+    #[inline(always)]
+    fn at<V: Vf32>(&self, [x]: [V; 1], old: V) -> V {
+        x.fma(V::splat(self.0), old)
+    }
+}
 
 /// y = a + b.
 ///
@@ -9,6 +39,9 @@ use crate::{Float, reference::elementwise as plain};
 /// If the lengths differ.
 pub fn add<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
     same_length(&[a.len(), b.len(), y.len()]);
+    if let (Some(a), Some(b), Some(y)) = (T::as_f32(a), T::as_f32(b), T::as_f32_mut(y)) {
+        return map2(&Sum, a, b, y);
+    }
     plain::add(a, b, y);
 }
 
@@ -18,6 +51,9 @@ pub fn add<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
 /// If the lengths differ.
 pub fn sub<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
     same_length(&[a.len(), b.len(), y.len()]);
+    if let (Some(a), Some(b), Some(y)) = (T::as_f32(a), T::as_f32(b), T::as_f32_mut(y)) {
+        return map2(&Difference, a, b, y);
+    }
     plain::sub(a, b, y);
 }
 
@@ -27,6 +63,9 @@ pub fn sub<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
 /// If the lengths differ.
 pub fn mul<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
     same_length(&[a.len(), b.len(), y.len()]);
+    if let (Some(a), Some(b), Some(y)) = (T::as_f32(a), T::as_f32(b), T::as_f32_mut(y)) {
+        return map2(&Product, a, b, y);
+    }
     plain::mul(a, b, y);
 }
 
@@ -36,6 +75,9 @@ pub fn mul<T: Float>(a: &[T], b: &[T], y: &mut [T]) {
 /// If the lengths differ.
 pub fn scale<T: Float>(a: &[T], s: f64, y: &mut [T]) {
     same_length(&[a.len(), y.len()]);
+    if let (Some(a), Some(y)) = (T::as_f32(a), T::as_f32_mut(y)) {
+        return map1(&Scale(s as f32), a, y);
+    }
     plain::scale(a, s, y);
 }
 
@@ -45,6 +87,9 @@ pub fn scale<T: Float>(a: &[T], s: f64, y: &mut [T]) {
 /// If the lengths differ.
 pub fn add_assign<T: Float>(y: &mut [T], x: &[T]) {
     same_length(&[y.len(), x.len()]);
+    if let (Some(y), Some(x)) = (T::as_f32_mut(y), T::as_f32(x)) {
+        return map1(&Add, x, y);
+    }
     plain::add_assign(y, x);
 }
 
@@ -54,6 +99,9 @@ pub fn add_assign<T: Float>(y: &mut [T], x: &[T]) {
 /// If the lengths differ.
 pub fn axpy<T: Float>(y: &mut [T], a: f64, x: &[T]) {
     same_length(&[y.len(), x.len()]);
+    if let (Some(y), Some(x)) = (T::as_f32_mut(y), T::as_f32(x)) {
+        return map1(&AddScaled(a as f32), x, y);
+    }
     plain::axpy(y, a, x);
 }
 
@@ -63,7 +111,21 @@ pub fn axpy<T: Float>(y: &mut [T], a: f64, x: &[T]) {
 /// If `y` is not whole rows.
 pub fn add_bias<T: Float>(y: &mut [T], bias: &[T]) {
     whole_rows(y.len(), bias.len());
-    if !bias.is_empty() {
-        plain::add_bias(y, bias);
+    if bias.is_empty() {
+        return;
+    }
+    if let (Some(bias), Some(y)) = (T::as_f32(bias), T::as_f32_mut(y)) {
+        let rows = rows_per_task(bias.len());
+        return parallel_chunks_mut(y, rows * bias.len(), |_, y| add_bias_rows(y, bias));
+    }
+    plain::add_bias(y, bias);
+}
+
+kernel! { fn add_bias_rows(y: &mut [f32], bias: &[f32]) = add_bias_body; }
+
+#[inline(always)]
+fn add_bias_body<V: Vf32>(y: &mut [f32], bias: &[f32]) {
+    for y in y.chunks_exact_mut(bias.len()) {
+        map_here::<V, 1, _>(&Add, [bias], y);
     }
 }

@@ -5,7 +5,7 @@
 mod activation;
 mod arithmetic;
 mod softmax;
-mod sums;
+pub(crate) mod sums;
 
 pub use activation::{
     gelu_erf, gelu_erf_backward, sigmoid, sigmoid_backward, silu, silu_backward, swiglu, swiglu_backward,

@@ -147,7 +147,7 @@ pub(crate) fn softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
         map(x, y, |x| (x - max).exp());
         let sum = y.iter().fold(T::ZERO, |a, &y| a + y);
         for y in y {
-            *y = *y / sum;
+            *y /= sum;
         }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod loss;
 pub(crate) mod norm;
+#[cfg(test)]
 pub(crate) mod optim;
 pub(crate) mod rope;
 pub(crate) mod rows;

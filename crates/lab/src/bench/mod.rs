@@ -7,6 +7,7 @@
 mod checkpoint;
 mod decode;
 mod kernels;
+mod train;
 
 use serde::Serialize;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use std::time::Instant;
 pub use checkpoint::{CheckpointError, SHAPES, random_checkpoint};
 pub use decode::{decode, prefill};
 pub use kernels::kernels;
+pub use train::train;
 
 /// One benchmark's figures.
 #[derive(Debug, Clone, Serialize)]

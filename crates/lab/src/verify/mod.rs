@@ -4,8 +4,10 @@
 //! program does not know counts as failed: silence would look like success.
 
 mod checkpoint;
+mod linkage;
+mod merge;
 
-use ounce_formats::{FormatError, SafetensorsFile, fsx};
+use ounce_formats::{Dtype, FormatError, SafetensorsFile, fsx};
 use ounce_model::ModelError;
 use serde::Serialize;
 use serde_json::Value;
@@ -43,6 +45,9 @@ pub enum VerifyError {
     /// An operation on it.
     #[error(transparent)]
     Tensor(#[from] ounce_tensor::TensorError),
+    /// Merging in it.
+    #[error(transparent)]
+    Compress(#[from] ounce_compress::CompressError),
 }
 
 /// Collects the checks of one case.
@@ -100,6 +105,16 @@ pub(crate) fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>, Ver
     Ok(file.view(name)?.to_f32_vec()?)
 }
 
+/// A named tensor of a golden file as f64.
+pub(crate) fn doubles(file: &SafetensorsFile, name: &str) -> Result<Vec<f64>, VerifyError> {
+    let view = file.view(name)?;
+    if view.dtype != Dtype::F64 {
+        return Ok(view.to_f32_vec()?.into_iter().map(f64::from).collect());
+    }
+    let eight = |b: &[u8]| b.try_into().map(f64::from_le_bytes).unwrap_or(f64::NAN);
+    Ok(view.bytes.chunks_exact(8).map(eight).collect())
+}
+
 /// Runs every check of the case in `dir`. Whatever keeps it from running becomes one failed check.
 pub fn verify_case(dir: &Path) -> Vec<Check> {
     let case = dir
@@ -128,6 +143,8 @@ fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let case: Value = serde_json::from_str(&text).map_err(|e| VerifyError::Case(format!("{}: {e}", path.display())))?;
     match case["kind"].as_str() {
         Some("checkpoint") => checkpoint::run(dir, checks),
+        Some("merge") if dir.join("model").is_dir() => merge::run(dir, checks),
+        Some("merge") => linkage::run(dir, checks),
         Some(kind) => Err(VerifyError::Case(format!("kind \"{kind}\" is not supported"))),
         None => Err(VerifyError::Case(format!(
             "{}: key \"kind\" is missing",

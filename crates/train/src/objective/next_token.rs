@@ -16,7 +16,11 @@ impl Objective for NextToken {
     }
 
     fn loss(&self, model: &Model, batch: &Batch, compute: Compute) -> Result<LossParts> {
-        let input = ModelBatch { ids: &batch.inputs, batch: batch.rows, compute };
+        let input = ModelBatch {
+            ids: &batch.inputs,
+            batch: batch.rows,
+            compute,
+        };
         let mut ctx = model.context(input, None)?;
         let hidden = model.hidden(&mut ctx)?;
         let targets: Vec<i64> = batch.targets.iter().map(|&t| i64::from(t)).collect();

@@ -1,0 +1,315 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// More model per ounce of compute: make language models cheaper.
+#[derive(Debug, Parser)]
+#[command(name = "ounce", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    after_help = "Start with `ounce demo`. Data goes to stdout, everything else to stderr.\n\
+    Exit codes: 0 good, 1 your input, 2 our failure, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Threads; all cores if left out. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// No progress on stderr.
+    #[arg(long, global = true)]
+    pub(crate) no_progress: bool,
+    /// JSON on stdout.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Measure, merge experts, measure again: the whole story on the model that ships with ounce
+    Demo(Demo),
+    /// Say what a checkpoint is, what it costs and which methods apply
+    Inspect(Inspect),
+    /// Continue a text
+    Generate(Generate),
+    /// Train a model from a recipe
+    Train(Train),
+    /// Merge or prune the experts of a mixture-of-experts checkpoint
+    Merge(Merge),
+    /// Measure the quality of a model: perplexity, bits per byte, multiple choice
+    Eval(Eval),
+    /// Write the logits of given ids
+    Logits(Logits),
+    /// Compare with golden cases made by independent programs
+    Verify(Verify),
+    /// Time kernels, training steps, decoding; write random checkpoints of real shapes
+    Bench(Bench),
+    /// Make small corpora
+    Data(Data),
+    /// Check that this machine and this build are fit to run ounce
+    Doctor(Doctor),
+    /// Measure one model for `demo`
+    #[command(hide = true)]
+    Measure(Measure),
+}
+
+/// `ounce demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where report and merged models go
+    #[arg(long, default_value = "out", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+/// `ounce inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// Look for NaN and infinity in every tensor
+    #[arg(long)]
+    pub(crate) scan: bool,
+}
+
+/// `ounce generate`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["prompt", "ids"])))]
+#[command(
+    after_help = "Examples:\n  ounce generate models/demo --prompt \"It was a cold evening\" --max-new-tokens 60 --temperature 0.8\n  \
+    ounce generate MODEL --ids 1,15,27 --max-new-tokens 24 --json"
+)]
+pub(crate) struct Generate {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids to continue; eos does not stop
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub(crate) ids: Option<Vec<u32>>,
+    /// Tokens to make at most
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub(crate) max_new_tokens: usize,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub(crate) temperature: f32,
+    /// Keep the K most likely tokens; 0 keeps all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_k: usize,
+    /// Keep the smallest set of tokens with this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub(crate) top_p: f32,
+    /// Keep tokens with this share of the best token's probability
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub(crate) min_p: f32,
+    /// Make tokens seen before less likely; 1 is off
+    #[arg(long, default_value_t = 1.0, value_name = "R")]
+    pub(crate) repetition_penalty: f32,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Do not stop at the end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+/// `ounce train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ounce train models/demo.toml --out run --data DIR\n  \
+    ounce train models/demo.toml --out run --data DIR --resume\n  \
+    ounce train recipe.toml --out run --set run.steps=100 --set optimizer.lr=1e-3\n\n\
+    OUT/step-N/ are checkpoints (Hugging Face layout), OUT/final/ is the result, OUT/metrics.jsonl has every step.")]
+pub(crate) struct Train {
+    /// Recipe (TOML)
+    pub(crate) recipe: PathBuf,
+    /// Folder for checkpoints, metrics and the final model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Continue what is in the folder; the result is the same to the bit
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Resume although recipe, data or instruction set differ
+    #[arg(long, requires = "resume")]
+    pub(crate) force: bool,
+    /// Change a key of the recipe
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// What ${data} stands for; else the environment variable OUNCE_DATA
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Say what the run will cost, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// `ounce merge`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A recipe, as small as it can be:\n  budget = { percent = 50 }\n  calibration = { text = \"book.txt\" }\n\n\
+    docs/formats.md has all keys and the layout of the result."
+)]
+pub(crate) struct Merge {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// Merge recipe (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: PathBuf,
+    /// Output folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Say what it will cost, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Write a copy of the merged expert for every router output: loads anywhere, is no smaller
+    #[arg(long)]
+    pub(crate) expanded: bool,
+    /// Replace an existing output folder
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Continue a run that was killed
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// `ounce eval`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["text", "suite"])))]
+#[command(after_help = "Example:\n  ounce eval models/demo --text models/texts/evaluation.txt")]
+pub(crate) struct Eval {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// Texts for perplexity and bits per byte
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub(crate) text: Vec<PathBuf>,
+    /// Multiple-choice suite: piqa or blimp
+    #[arg(long, value_name = "NAME")]
+    pub(crate) suite: Option<String>,
+    /// File of the suite; else it is looked for below the data folder
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    pub(crate) file: Option<PathBuf>,
+    /// Use this many items of the suite, spread evenly
+    #[arg(long, value_name = "N", requires = "suite")]
+    pub(crate) items: Option<usize>,
+    /// The data folder; else the environment variable OUNCE_DATA
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+/// `ounce logits`.
+#[derive(Debug, Args)]
+pub(crate) struct Logits {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// Safetensors file with `input_ids` [B, T]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: PathBuf,
+    /// Safetensors file to write: `logits` [B, T, V], f32
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+/// `ounce verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Folders of golden cases
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) cases: Vec<PathBuf>,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) only: Option<String>,
+}
+
+/// `ounce bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: BenchWhat,
+    /// Counted runs
+    #[arg(long, global = true, default_value_t = 5, value_name = "N")]
+    pub(crate) runs: usize,
+}
+
+/// What to time.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchWhat {
+    /// Matrix products
+    Kernels,
+    /// Training steps of a small Llama-shaped model, f32 and bf16
+    Train,
+    /// Decoding, 128 tokens at batch 1
+    Decode {
+        /// Checkpoint folder
+        model: PathBuf,
+    },
+    /// Reading a prompt of 512 tokens
+    Prefill {
+        /// Checkpoint folder
+        model: PathBuf,
+    },
+    /// Write a random bf16 checkpoint in the shape of a published model
+    Checkpoint {
+        /// llama, mixtral or qwen2_moe
+        #[arg(long)]
+        family: String,
+        /// Size in GB; whole layers come nearest to it
+        #[arg(long)]
+        gb: f64,
+        /// Output folder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Replace an existing folder
+        #[arg(long)]
+        overwrite: bool,
+    },
+}
+
+/// `ounce data`.
+#[derive(Debug, Args)]
+pub(crate) struct Data {
+    #[command(subcommand)]
+    pub(crate) what: DataWhat,
+}
+
+/// What to make.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataWhat {
+    /// Small seeded corpora: text of a toy grammar, additions, retrieval
+    Toy {
+        /// Output folder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Bytes per corpus
+        #[arg(long, default_value_t = ounce_data::toy::BYTES, value_name = "N")]
+        bytes: usize,
+        /// Seed
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        seed: u64,
+    },
+}
+
+/// `ounce doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The data folder to check; else the environment variable OUNCE_DATA
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+/// `ounce measure`.
+#[derive(Debug, Args)]
+pub(crate) struct Measure {
+    pub(crate) model: PathBuf,
+    #[arg(long)]
+    pub(crate) text: PathBuf,
+    #[arg(long)]
+    pub(crate) prompt: Vec<String>,
+    #[arg(long)]
+    pub(crate) sample_tokens: usize,
+}

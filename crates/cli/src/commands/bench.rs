@@ -1,0 +1,86 @@
+//! `ounce bench`.
+
+use crate::{
+    args::{Bench, BenchWhat, Global},
+    exit::Outcome,
+    output,
+};
+use ounce_formats::Overwrite;
+use ounce_lab::{
+    bench::{self, BenchRow},
+    report::{Cell, Column, Table, format_bytes},
+};
+use ounce_model::Model;
+use ounce_tensor::Compute;
+
+pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
+    let runs = args.runs.max(1);
+    let rows = match &args.what {
+        BenchWhat::Kernels => bench::kernels(runs)?,
+        BenchWhat::Train => bench::train(runs)?,
+        BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, Compute::F32, runs)?],
+        BenchWhat::Prefill { model } => {
+            let compute = if ounce_kernels::isa::bf16_dot() {
+                Compute::Bf16
+            } else {
+                Compute::F32
+            };
+            vec![bench::prefill(&Model::open(model, false)?, compute, runs)?]
+        }
+        BenchWhat::Checkpoint {
+            family,
+            gb,
+            out,
+            overwrite,
+        } => {
+            let overwrite = if *overwrite {
+                Overwrite::Replace
+            } else {
+                Overwrite::Refuse
+            };
+            let bytes = bench::random_checkpoint(family, *gb, out, overwrite)?;
+            return output::line(&format!(
+                "{}: {} of random bf16 weights",
+                out.display(),
+                format_bytes(bytes)
+            ));
+        }
+    };
+    if global.json {
+        return rows.iter().try_for_each(output::json);
+    }
+    let columns = vec![
+        Column::text("Benchmark"),
+        Column::number("Min", ""),
+        Column::number("Median", ""),
+        Column::number("Max", ""),
+        Column::text("Unit"),
+        Column::number("Runs", ""),
+        Column::number("Threads", ""),
+        Column::number("Peak memory", ""),
+    ];
+    let mut table = Table::new("", columns);
+    for BenchRow {
+        name,
+        unit,
+        min,
+        median,
+        max,
+        runs,
+        threads,
+        peak_rss_bytes,
+    } in rows
+    {
+        table.push(vec![
+            Cell::text(name),
+            Cell::number(min, 1),
+            Cell::number(median, 1),
+            Cell::number(max, 1),
+            Cell::text(unit),
+            Cell::count(runs as u64),
+            Cell::count(threads as u64),
+            Cell::bytes(peak_rss_bytes),
+        ])?;
+    }
+    output::table(&table)
+}

@@ -1,0 +1,118 @@
+//! `ounce eval`.
+
+use crate::{
+    args::{Eval, Global},
+    exit::{Failure, Outcome},
+    output,
+    progress::bar,
+};
+use ounce_data::DataDir;
+use ounce_eval::{Encoder, Perplexity, ScoreOptions, Suite, choice_report, perplexity_of_text, suites::spread};
+use ounce_formats::fsx;
+use ounce_lab::report::{Cell, Column, Table};
+use ounce_model::{Model, Tokenizer};
+use ounce_tensor::Compute;
+use serde_json::json;
+
+pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
+    let model = Model::open(&args.model, false)?;
+    let tokenizer = Tokenizer::from_folder(&args.model)?;
+    let options = ScoreOptions {
+        compute: Compute::F32,
+        batch_tokens: None,
+    };
+    let with_special = |s: &str| tokenizer.encode(s, true).map_err(Into::into);
+    let plain = |s: &str| tokenizer.encode(s, false).map_err(Into::into);
+    let progress = bar(!global.no_progress, 1);
+    let mut show = |done: usize, total: usize| {
+        progress.set_length(total as u64);
+        progress.set_position(done as u64);
+    };
+
+    let mut texts = Vec::new();
+    for path in &args.text {
+        let text = fsx::read_to_string(path)?;
+        let scored = perplexity_of_text(&model, &text, &with_special, &options, &mut show)
+            .map_err(|e| Failure::user(format!("{}: {e}", path.display()), ""))?;
+        texts.push((path.display().to_string(), scored));
+    }
+    let suite = match &args.suite {
+        None => None,
+        Some(name) => {
+            let Some(suite) = Suite::ALL.into_iter().find(|s| s.name() == name) else {
+                let known: Vec<&str> = Suite::ALL.iter().map(|s| s.name()).collect();
+                return Err(Failure::user(
+                    format!("suite \"{name}\" is unknown"),
+                    format!("known: {}", known.join(", ")),
+                ));
+            };
+            let file = match &args.file {
+                Some(file) => file.clone(),
+                None => suite.file(&DataDir::from_environment(args.data.clone()).expand("${data}")?),
+            };
+            let mut items = suite.read(&file)?;
+            if let Some(n) = args.items {
+                items = spread(&items, n);
+            }
+            let encoder = Encoder {
+                encode: &plain,
+                start: tokenizer.bos_id().or(tokenizer.eos_ids().first().copied()),
+            };
+            Some((suite, choice_report(&model, &items, encoder, &options, &mut show)?))
+        }
+    };
+    progress.finish_and_clear();
+
+    if global.json {
+        let all: Vec<Perplexity> = texts.iter().map(|(_, p)| p.clone()).collect();
+        let mut value = match Perplexity::combine(&all) {
+            Some(total) => serde_json::to_value(&total).unwrap_or_default(),
+            None => json!({}),
+        };
+        if texts.len() > 1 {
+            value["texts"] = texts
+                .iter()
+                .map(|(name, p)| json!({ "file": name, "result": p }))
+                .collect();
+        }
+        if let Some((suite, report)) = &suite {
+            value[suite.name()] = serde_json::to_value(report).unwrap_or_default();
+        }
+        return output::json(&value);
+    }
+    if !texts.is_empty() {
+        let columns = vec![
+            Column::text("Text"),
+            Column::number("Bits per byte", ""),
+            Column::number("Perplexity", "per token"),
+            Column::number("Tokens", ""),
+            Column::number("Bytes", ""),
+            Column::number("Seconds", ""),
+        ];
+        let mut table = Table::new(args.model.display().to_string(), columns);
+        for (name, p) in &texts {
+            table.push(vec![
+                Cell::text(name),
+                Cell::number(p.bits_per_byte, 4),
+                Cell::number(p.perplexity, 3),
+                Cell::count(p.tokens as u64),
+                Cell::count(p.bytes as u64),
+                Cell::number(p.seconds, 1),
+            ])?;
+        }
+        output::table(&table)?;
+    }
+    if let Some((suite, report)) = &suite {
+        for (name, a) in [
+            ("accuracy", &report.accuracy),
+            ("accuracy, length-normalised", &report.accuracy_norm),
+        ] {
+            let [low, high] = a.ci95;
+            output::line(&format!(
+                "{suite} {name}: {:.4} (95 % interval {low:.4} to {high:.4}, n = {})",
+                a.accuracy, a.items
+            ))?;
+        }
+    }
+    Ok(())
+}

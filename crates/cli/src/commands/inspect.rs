@@ -1,0 +1,95 @@
+//! `ounce inspect`.
+
+use crate::{
+    args::{Global, Inspect},
+    exit::{Failure, Outcome},
+    output,
+};
+use ounce_lab::{
+    inspect::inspect,
+    report::{Cell, Column, Table, format_bytes, format_count},
+};
+
+pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
+    let found = inspect(&args.model, args.scan, &mut |_, _| {})?;
+    let broken = found.scan.as_ref().is_some_and(|s| !s.broken.is_empty());
+    if global.json {
+        output::json(&found)?;
+    } else {
+        let mut table = Table::new(&found.model, vec![Column::text("Property"), Column::text("Value")]);
+        let mut row = |name: &str, value: String| table.push(vec![Cell::text(name), Cell::text(value)]).map(|_| ());
+        let s = &found.shape;
+        row("family", found.family.clone())?;
+        row("layers", s.layers.to_string())?;
+        row("width, vocabulary", format!("{}, {}", s.hidden_size, s.vocab_size))?;
+        row(
+            "heads",
+            format!("{} of {} ({} key/value heads)", s.heads, s.head_dim, s.kv_heads),
+        )?;
+        row("longest sequence", s.max_positions.to_string())?;
+        if let Some(e) = &found.experts {
+            let list = |v: &[usize]| match v {
+                [first, rest @ ..] if rest.iter().all(|x| x == first) => first.to_string(),
+                all => format!("{all:?}"),
+            };
+            row(
+                "experts",
+                format!(
+                    "{} stored, {} routed, {} per token, in {} layers",
+                    list(&e.stored),
+                    list(&e.routed),
+                    list(&e.per_token),
+                    e.layers
+                ),
+            )?;
+        }
+        row("parameters", format_count(found.parameters))?;
+        row(
+            "active parameters",
+            format!("{} per token", format_count(found.active_parameters)),
+        )?;
+        row("on disk", format_bytes(found.bytes_on_disk))?;
+        for (name, share) in &found.dtypes {
+            row(
+                "element type",
+                format!("{name}: {} tensors, {}", share.tensors, format_bytes(share.bytes)),
+            )?;
+        }
+        row(
+            "keys and values",
+            format!("{} per token", format_bytes(found.kv_bytes_per_token)),
+        )?;
+        row(
+            "arithmetic",
+            format!(
+                "{} FLOPs per token, {} more per position looked at",
+                format_count(found.flops_per_token),
+                format_count(found.attention_flops_per_position)
+            ),
+        )?;
+        if let Some(scan) = &found.scan {
+            row(
+                "values that are not finite",
+                if broken {
+                    format!("in {} tensors", scan.broken.len())
+                } else {
+                    "none".into()
+                },
+            )?;
+            for b in &scan.broken {
+                row("  in", format!("{}: {} NaN, {} infinite", b.tensor, b.nan, b.infinite))?;
+            }
+        }
+        for m in &found.methods {
+            row(
+                m.name,
+                format!("{}: {}", if m.applies { m.command } else { "does not apply" }, m.why),
+            )?;
+        }
+        output::table(&table)?;
+    }
+    if broken {
+        return Err(Failure::user("the checkpoint holds values that are not finite", ""));
+    }
+    Ok(())
+}

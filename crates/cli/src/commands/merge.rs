@@ -1,0 +1,108 @@
+//! `ounce merge`.
+
+use super::command_line;
+use crate::{
+    args::{Global, Merge},
+    exit::{Failure, Outcome},
+    interrupt, output,
+    progress::bar,
+};
+use ounce_compress::{CompressError, MergeEvent, MergeJob, MergeRecipe, estimate, merge};
+use ounce_formats::fsx;
+use ounce_lab::report::{Cell, Column, Table, format_bytes, format_count};
+
+pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
+    let recipe = MergeRecipe::from_toml(&fsx::read_to_string(&args.recipe)?).map_err(|e| {
+        let text = e.to_string();
+        let (message, hint) = text.rsplit_once("(hint: ").unwrap_or((&text, ""));
+        Failure::user(
+            format!("{}: {}", args.recipe.display(), message.trim_end()),
+            hint.trim_end_matches(')'),
+        )
+    })?;
+    let job = MergeJob {
+        model: args.model.clone(),
+        recipe,
+        out: args.out.clone(),
+        expanded: args.expanded,
+        overwrite: args.overwrite,
+        resume: args.resume,
+        command_line: command_line(),
+    };
+    if args.dry_run {
+        let e = estimate(&job)?;
+        if global.json {
+            return output::json(&e);
+        }
+        output::line(&format!(
+            "calibration     {} tokens, {} FLOPs",
+            format_count(e.calibration_tokens as u64),
+            format_count(e.calibration_flops as u64)
+        ))?;
+        output::line(&format!(
+            "memory          at most {} beside the mapped weights",
+            format_bytes(e.memory_bytes)
+        ))?;
+        return output::line(&format!(
+            "weights         {} -> {}",
+            format_bytes(e.bytes_before),
+            format_bytes(e.bytes_after)
+        ));
+    }
+    let progress = bar(!global.no_progress, 1);
+    let result = merge(
+        &job,
+        &mut |event| match event {
+            MergeEvent::Calibrated(done, total) => {
+                progress.set_length(total as u64);
+                progress.set_position(done as u64);
+                progress.set_message("layers measured");
+            }
+            MergeEvent::Written(done, total) => {
+                progress.set_length(total as u64);
+                progress.set_position(done as u64);
+                progress.set_message("tensors written");
+            }
+        },
+        interrupt::flag(),
+    );
+    progress.finish_and_clear();
+    let report = match result {
+        Err(CompressError::Stopped(_)) => {
+            return Err(Failure::Interrupted(format!(
+                "{}.partial can be continued with --resume",
+                args.out.display()
+            )));
+        }
+        other => other?,
+    };
+    if global.json {
+        return output::json(&report);
+    }
+    let columns = vec![
+        Column::number("Layer", ""),
+        Column::number("Experts", ""),
+        Column::text("Groups"),
+    ];
+    let mut table = Table::new(format!("{} -> {}", args.model.display(), args.out.display()), columns);
+    for layer in &report.layers {
+        let groups = layer.groups();
+        let text: Vec<String> = groups
+            .iter()
+            .map(|g| g.iter().map(usize::to_string).collect::<Vec<_>>().join("+"))
+            .collect();
+        table.push(vec![
+            Cell::count(layer.layer as u64),
+            Cell::text(format!("{} -> {}", layer.labels.len(), groups.len())),
+            Cell::text(text.join("  ")),
+        ])?;
+    }
+    output::table(&table)?;
+    output::line(&format!(
+        "weights {} -> {}, {} calibration tokens, {:.1} s",
+        format_bytes(report.bytes_before),
+        format_bytes(report.bytes_after),
+        format_count(report.calibration_tokens as u64),
+        report.seconds
+    ))
+}

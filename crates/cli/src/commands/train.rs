@@ -1,0 +1,98 @@
+//! `ounce train`.
+
+use super::command_line;
+use crate::{
+    args::{Global, Train},
+    exit::{Failure, Outcome},
+    interrupt, output,
+    progress::{bar, note},
+};
+use ounce_data::DataDir;
+use ounce_lab::report::{format_bytes, format_count};
+use ounce_train::{Event, Recipe, TrainJob, estimate, train};
+use serde_json::json;
+
+pub(super) fn run(args: &Train, global: &Global) -> Outcome {
+    let recipe = Recipe::read(&args.recipe, &args.set)?;
+    if args.dry_run {
+        let e = estimate(&recipe)?;
+        if global.json {
+            return output::json(&e);
+        }
+        output::line(&format!("parameters      {}", format_count(e.parameters as u64)))?;
+        output::line(&format!("tokens          {}", format_count(e.tokens)))?;
+        output::line(&format!("training state  {}", format_bytes(e.state_bytes)))?;
+        output::line(&format!("activations     about {}", format_bytes(e.activation_bytes)))?;
+        return output::line(&format!(
+            "checkpoint      {} (the last {} are kept)",
+            format_bytes(e.checkpoint_bytes),
+            recipe.run.keep
+        ));
+    }
+    let shown = !global.no_progress;
+    let steps = bar(shown, recipe.run.steps);
+    let job = TrainJob {
+        recipe,
+        out: args.out.clone(),
+        data: DataDir::from_environment(args.data.clone()),
+        resume: args.resume,
+        force: args.force,
+        command_line: command_line(),
+    };
+    let mut last = json!(null);
+    let finished = train(
+        &job,
+        &mut |event| match event {
+            Event::Ready {
+                tokens,
+                parameters,
+                resumed_at,
+            } => {
+                steps.set_position(*resumed_at);
+                let begun = if *resumed_at > 0 {
+                    format!(", resumed after step {resumed_at}")
+                } else {
+                    String::new()
+                };
+                note(
+                    shown,
+                    &format!(
+                        "{} parameters, {} training tokens{begun}",
+                        format_count(*parameters as u64),
+                        format_count(*tokens as u64)
+                    ),
+                );
+            }
+            Event::Step(step) => {
+                steps.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
+                steps.set_position(step.step);
+                last = json!({ "step": step.step, "loss": step.loss });
+            }
+            Event::Evaluated(e) => {
+                steps.suspend(|| {
+                    let text = format!(
+                        "step {}: validation loss {:.4}, {:.4} bits per byte",
+                        e.step, e.validation_loss, e.validation_bits_per_byte
+                    );
+                    note(shown, &text);
+                });
+                last["validation_loss"] = json!(e.validation_loss);
+                last["validation_bits_per_byte"] = json!(e.validation_bits_per_byte);
+            }
+            Event::Saved(_) => {}
+        },
+        interrupt::flag(),
+    )?;
+    steps.finish_and_clear();
+    if !finished {
+        return Err(Failure::Interrupted(format!(
+            "a checkpoint is in {}; --resume continues",
+            args.out.display()
+        )));
+    }
+    if global.json {
+        last["model"] = json!(args.out.join("final"));
+        return output::json(&last);
+    }
+    output::line(&args.out.join("final").display().to_string())
+}

@@ -1,0 +1,172 @@
+//! What a merged or pruned checkpoint consists of: for every tensor written, where its values come from.
+//!
+//! *Collapsed* (default): the router keeps its n outputs, experts 0..r carry stock names, and `config.json` says
+//! `model_type: "ounce_merged"` with `expert_map`. *Expanded*: n copies under the stock `model_type`; loads anywhere, is
+//! no smaller. *Pruned*: a plain stock checkpoint with fewer router rows.
+
+use crate::{error::CompressError, hc_smoe::LayerPlan};
+use ounce_formats::{Checkpoint, Dtype, TensorSpec};
+use ounce_model::{ModelConfig, config::MoeConfig};
+use serde_json::{Value, json};
+
+/// One of an expert's three matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Matrix {
+    Gate,
+    Up,
+    Down,
+}
+
+/// Where a tensor of the output comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The same bytes.
+    Copy,
+    /// Rows of the tensor, in this order.
+    Rows(Vec<usize>),
+    /// A matrix of group `group` of the plan's layer number `index`.
+    Merged { index: usize, group: usize, matrix: Matrix },
+    /// A matrix of one expert.
+    Expert {
+        index: usize,
+        expert: usize,
+        matrix: Matrix,
+    },
+}
+
+/// A tensor of the output.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) spec: TensorSpec,
+    pub(crate) source: Source,
+}
+
+/// What becomes of the experts of each mixture layer.
+pub(crate) enum Decision<'a> {
+    /// Merge; write n copies if expanded.
+    Merge { plans: &'a [LayerPlan], expanded: bool },
+    /// Keep these ids of each layer, ascending.
+    Keep(&'a [Vec<usize>]),
+}
+
+/// Everything to write, in checkpoint order.
+pub(crate) fn items(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    decision: &Decision<'_>,
+) -> Result<Vec<Item>, CompressError> {
+    let layers: Vec<(usize, &MoeConfig)> = config.moe_layers().collect();
+    let mut items = Vec::new();
+    let mut done = vec![false; layers.len()];
+    for info in checkpoint.tensors() {
+        let owner = layers.iter().position(|(layer, moe)| {
+            let base = format!("model.layers.{layer}.{}.", moe.names.block());
+            info.name
+                .strip_prefix(&base)
+                .is_some_and(|rest| rest.starts_with("experts.") || rest == "gate.weight")
+        });
+        let Some(index) = owner else {
+            items.push(Item {
+                spec: TensorSpec::new(info.name.clone(), info.dtype, info.shape.clone()),
+                source: Source::Copy,
+            });
+            continue;
+        };
+        if info.name.ends_with(".gate.weight") && !info.name.contains(".experts.") {
+            let (shape, source) = match decision {
+                Decision::Merge { .. } => (info.shape.clone(), Source::Copy),
+                Decision::Keep(kept) => {
+                    let mut shape = info.shape.clone();
+                    shape[0] = kept[index].len();
+                    (shape, Source::Rows(kept[index].clone()))
+                }
+            };
+            items.push(Item {
+                spec: TensorSpec::new(info.name.clone(), info.dtype, shape),
+                source,
+            });
+        } else if !done[index] {
+            // The first expert tensor of a layer stands for all of them.
+            done[index] = true;
+            push_experts(&mut items, config, layers[index], index, info.dtype, decision);
+        }
+    }
+    Ok(items)
+}
+
+fn push_experts(
+    items: &mut Vec<Item>,
+    config: &ModelConfig,
+    (layer, moe): (usize, &MoeConfig),
+    index: usize,
+    dtype: Dtype,
+    decision: &Decision<'_>,
+) {
+    let base = format!("model.layers.{layer}.{}", moe.names.block());
+    let written: Vec<usize> = match decision {
+        Decision::Merge { plans, expanded: true } => plans[index].grouping.labels().to_vec(),
+        Decision::Merge { plans, .. } => (0..plans[index].grouping.count()).collect(),
+        Decision::Keep(kept) => kept[index].clone(),
+    };
+    for (slot, &from) in written.iter().enumerate() {
+        let names = moe.names.expert(&base, slot);
+        for (matrix, name) in [Matrix::Gate, Matrix::Up, Matrix::Down].into_iter().zip(names) {
+            let shape = match matrix {
+                Matrix::Down => [config.hidden_size, moe.width],
+                _ => [moe.width, config.hidden_size],
+            };
+            let source = match decision {
+                Decision::Merge { .. } => Source::Merged {
+                    index,
+                    group: from,
+                    matrix,
+                },
+                Decision::Keep(_) => Source::Expert {
+                    index,
+                    expert: from,
+                    matrix,
+                },
+            };
+            items.push(Item {
+                spec: TensorSpec::new(name, dtype, shape),
+                source,
+            });
+        }
+    }
+}
+
+/// The `config.json` of the output.
+///
+/// # Errors
+/// If pruning left layers with different numbers of experts, which a stock configuration cannot express.
+pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Result<Value, CompressError> {
+    let mut raw = config.raw.clone();
+    match decision {
+        Decision::Merge { expanded: true, .. } => {}
+        Decision::Merge { plans, .. } => {
+            let maps: Vec<&[usize]> = plans.iter().map(|p| p.grouping.labels()).collect();
+            raw.insert("model_type".into(), "ounce_merged".into());
+            raw.insert("base_model_type".into(), config.model_type.clone().into());
+            raw.insert("architectures".into(), json!(["OunceMergedForCausalLM"]));
+            raw.insert("expert_map".into(), json!(maps));
+        }
+        Decision::Keep(kept) => {
+            let r = kept.first().map_or(0, Vec::len);
+            if kept.iter().any(|k| k.len() != r) {
+                return Err(CompressError::input(
+                    "budget",
+                    "layers would keep different numbers of experts, which a stock configuration cannot express",
+                    "give the same count for every layer when pruning",
+                ));
+            }
+            let key = ["num_experts", "num_local_experts"]
+                .into_iter()
+                .find(|k| raw.contains_key(*k));
+            raw.insert(key.unwrap_or("num_experts").into(), r.into());
+            let k = config.moe_layers().next().map_or(1, |(_, m)| m.top_k);
+            raw.insert("num_experts_per_tok".into(), k.min(r).into());
+        }
+    }
+    raw.insert("ounce_version".into(), env!("CARGO_PKG_VERSION").into());
+    Ok(Value::Object(raw))
+}

@@ -1,0 +1,275 @@
+//! `ounce inspect`: what a checkpoint is, what it costs, and which methods can make it cheaper.
+//!
+//! Every figure comes from the configuration and the tensors as they are stored; nothing is run. Costs are those of one
+//! token: parameters it meets, arithmetic, and memory it leaves in the cache.
+
+use ounce_formats::{Checkpoint, FormatError, TensorView, view::Region};
+use ounce_model::{Model, ModelError};
+use ounce_tensor::DType;
+use serde::Serialize;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+/// Elements of a tensor looked at together.
+const PIECE: usize = 1 << 20;
+
+/// What `ounce inspect` says of a checkpoint.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The folder.
+    pub model: String,
+    /// `model_type` of the layout: `llama`, `mixtral`, …
+    pub family: String,
+    /// Sizes.
+    pub shape: Shape,
+    /// The mixture of experts, if there is one.
+    pub experts: Option<Experts>,
+    /// All parameters.
+    pub parameters: u64,
+    /// Parameters that one token meets: all but the experts it is not sent to.
+    pub active_parameters: u64,
+    /// Bytes of the weight files.
+    pub bytes_on_disk: u64,
+    /// Bytes of keys and values that each token leaves in the cache, over all layers.
+    pub kv_bytes_per_token: u64,
+    /// Floating point operations of the products with weights, per token.
+    pub flops_per_token: u64,
+    /// Floating point operations of attention, per token and per position it looks at, over all layers.
+    pub attention_flops_per_position: u64,
+    /// Element types of the tensors on disk.
+    pub dtypes: BTreeMap<String, DtypeShare>,
+    /// Tensors with values that are no numbers; `None` unless asked for.
+    pub scan: Option<Scan>,
+    /// Methods of Ounce, and whether they apply.
+    pub methods: Vec<Method>,
+}
+
+/// Sizes of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shape {
+    /// V.
+    pub vocab_size: usize,
+    /// D.
+    pub hidden_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// H.
+    pub heads: usize,
+    /// Hk.
+    pub kv_heads: usize,
+    /// hd.
+    pub head_dim: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Layers whose attention sees a window only.
+    pub windowed_layers: usize,
+    /// Is the head the embedding?
+    pub tied: bool,
+}
+
+/// Mixture-of-experts layers, which may differ from layer to layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Experts {
+    /// Layers that are mixtures.
+    pub layers: usize,
+    /// Router outputs of each such layer.
+    pub routed: Vec<usize>,
+    /// Experts stored in each such layer; fewer than routed after merging.
+    pub stored: Vec<usize>,
+    /// Experts per token of each such layer.
+    pub per_token: Vec<usize>,
+    /// Parameters of all stored experts.
+    pub parameters: u64,
+}
+
+/// Tensors of one element type.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DtypeShare {
+    /// How many tensors.
+    pub tensors: u64,
+    /// Elements of them.
+    pub elements: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Result of looking at every value.
+#[derive(Debug, Clone, Serialize)]
+pub struct Scan {
+    /// Values looked at.
+    pub values: u64,
+    /// Tensors with a value that is not finite.
+    pub broken: Vec<BrokenTensor>,
+}
+
+/// A tensor with values that are not finite.
+#[derive(Debug, Clone, Serialize)]
+pub struct BrokenTensor {
+    /// Its name.
+    pub tensor: String,
+    /// How many NaN.
+    pub nan: u64,
+    /// How many infinities.
+    pub infinite: u64,
+}
+
+/// A method of Ounce and whether it applies to this model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Method {
+    /// Its name.
+    pub name: &'static str,
+    /// Can it be used?
+    pub applies: bool,
+    /// What it would do here, or why it cannot be used.
+    pub why: String,
+    /// The command that runs it.
+    pub command: &'static str,
+}
+
+/// Looks at the checkpoint in `dir`. With `scan`, reads every value; `progress` then hears how many of how many bytes are
+/// done.
+///
+/// # Errors
+/// For anything wrong with the folder, its configuration or its tensors.
+pub fn inspect(dir: &Path, scan: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Inspection, ModelError> {
+    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let mut model = Model::from_checkpoint(checkpoint.clone(), false)?;
+    let parameters = model.parameters() as u64;
+    let embedding = (model.config.vocab_size * model.config.hidden_size) as u64;
+    let mut vectors = 0;
+    model.visit(&mut |p| {
+        if p.tensor.shape().len() < 2 {
+            vectors += p.tensor.numel() as u64;
+        }
+    });
+
+    let config = &model.config;
+    let (mut expert_parameters, mut idle) = (0, 0);
+    for (_, moe) in config.moe_layers() {
+        let one = 3 * config.hidden_size as u64 * moe.width as u64;
+        expert_parameters += moe.stored as u64 * one;
+        idle += moe.stored.saturating_sub(moe.top_k) as u64 * one;
+    }
+    let active_parameters = parameters - idle;
+    // The embedding is looked up, not multiplied; as a tied head it is.
+    let looked_up = if config.tied { 0 } else { embedding };
+    let element = if model.dtype() == DType::F32 { 4 } else { 2 };
+    let list = |f: fn(&ounce_model::config::MoeConfig) -> usize| config.moe_layers().map(|(_, m)| f(m)).collect();
+    Ok(Inspection {
+        model: dir.display().to_string(),
+        family: config.model_type.clone(),
+        shape: Shape {
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            layers: config.layers.len(),
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            max_positions: config.max_positions,
+            windowed_layers: config.layers.iter().filter(|l| l.window.is_some()).count(),
+            tied: config.tied,
+        },
+        experts: config.is_moe().then(|| Experts {
+            layers: config.moe_layers().count(),
+            routed: list(|m| m.experts),
+            stored: list(|m| m.stored),
+            per_token: list(|m| m.top_k),
+            parameters: expert_parameters,
+        }),
+        parameters,
+        active_parameters,
+        bytes_on_disk: disk(&checkpoint)?,
+        kv_bytes_per_token: config.kv_bytes_per_token(element) as u64,
+        flops_per_token: 2 * (active_parameters - looked_up - vectors),
+        attention_flops_per_position: 4 * (config.heads * config.head_dim * config.layers.len()) as u64,
+        dtypes: dtypes(&checkpoint),
+        scan: if scan {
+            Some(scan_values(&checkpoint, progress)?)
+        } else {
+            None
+        },
+        methods: methods(&model),
+    })
+}
+
+fn disk(checkpoint: &Checkpoint) -> Result<u64, FormatError> {
+    let mut bytes = 0;
+    for shard in checkpoint.shards() {
+        bytes += ounce_formats::fsx::open(shard.path())?
+            .metadata()
+            .map_err(|error| FormatError::Io {
+                path: shard.path().to_owned(),
+                action: "read its size",
+                error,
+            })?
+            .len();
+    }
+    Ok(bytes)
+}
+
+fn dtypes(checkpoint: &Checkpoint) -> BTreeMap<String, DtypeShare> {
+    let mut shares = BTreeMap::<String, DtypeShare>::new();
+    for tensor in checkpoint.tensors() {
+        let share = shares.entry(tensor.dtype.name().to_owned()).or_default();
+        share.tensors += 1;
+        share.elements += tensor.shape.iter().product::<usize>() as u64;
+        share.bytes += tensor.range.len() as u64;
+    }
+    shares
+}
+
+fn scan_values(checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Scan, FormatError> {
+    use ounce_formats::Dtype::{BF16, F16, F32, F64};
+    let total = checkpoint.total_bytes();
+    let (mut done, mut values, mut broken) = (0, 0, Vec::new());
+    for info in checkpoint.tensors() {
+        done += info.range.len() as u64;
+        if matches!(info.dtype, F32 | F64 | F16 | BF16) {
+            let (nan, infinite) = not_finite(&checkpoint.region(&info.name)?)?;
+            values += info.shape.iter().product::<usize>() as u64;
+            if nan + infinite > 0 {
+                broken.push(BrokenTensor {
+                    tensor: info.name.clone(),
+                    nan,
+                    infinite,
+                });
+            }
+        }
+        progress(done, total);
+    }
+    Ok(Scan { values, broken })
+}
+
+/// How many NaN and infinities, piece by piece, so that a large tensor is never widened as a whole. An f64 beyond the
+/// range of f32 counts as infinite: that is what computing with it would make of it.
+fn not_finite(region: &Region) -> Result<(u64, u64), FormatError> {
+    let (mut nan, mut infinite) = (0, 0);
+    let width = region.dtype.bits() / 8;
+    for bytes in region.bytes().chunks(PIECE * width) {
+        let piece = TensorView {
+            shape: &[bytes.len() / width],
+            bytes,
+            ..region.view()
+        };
+        for value in piece.to_f32_vec()? {
+            nan += u64::from(value.is_nan());
+            infinite += u64::from(value.is_infinite());
+        }
+    }
+    Ok((nan, infinite))
+}
+
+/// The list of methods: one entry to add when a method lands.
+fn methods(model: &Model) -> Vec<Method> {
+    let stored: Vec<usize> = model.config.moe_layers().map(|(_, m)| m.stored).collect();
+    let largest = stored.iter().copied().max().unwrap_or(0);
+    vec![Method {
+        name: "HC-SMoE",
+        applies: largest > 1,
+        why: match largest {
+            0 => "the model has no mixture-of-experts layer".into(),
+            1 => "every layer is merged to one expert already".into(),
+            n => format!("merges experts that behave alike: {} layers of up to {n}", stored.len()),
+        },
+        command: "ounce merge",
+    }]
+}
