@@ -250,6 +250,8 @@ fn spin_until(ready: impl Fn() -> bool) -> bool {
         if start.elapsed() > SPIN {
             return false;
         }
+        // On a busy machine, the thread waited for may be waiting for this very core.
+        std::thread::yield_now();
     }
 }
 

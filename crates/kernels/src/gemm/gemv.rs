@@ -1,6 +1,6 @@
 //! Few rows times a weight matrix: Y[m, n] = X[m, k] · W[n, k]ᵀ for small m, the product of decoding.
 //!
-//! The time is the time to read W, so W is read once, eight rows at a time, straight from its storage type, and never
+//! The time is the time to read W, so W is read once, twelve rows at a time, straight from its storage type, and never
 //! packed. Every result is one chain of vector multiply-adds and one sum over lanes, so a row's bits do not depend on
 //! the rows beside it.
 
@@ -8,7 +8,7 @@ use super::pack::Lines;
 use crate::simd::{Element, Vf32, kernel};
 
 /// Rows of W that are read together.
-pub(super) const GROUP: usize = 8;
+pub(super) const GROUP: usize = 12;
 /// Rows of X that meet a vector of W while it is in a register.
 const BATCH: usize = 4;
 
@@ -46,10 +46,14 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
     // SAFETY: R lines of k elements were just found in W; M rows of k values are in X by the caller's promise.
     unsafe {
         for p in (0..whole).step_by(V::LANES) {
+            let mut line = [V::zero(); R];
             for r in 0..R {
-                let w = round::<V, E>(E::load_ptr(first.as_ptr().add(r * w.stride + p)), rows);
-                for i in 0..M {
-                    sums[r][i] = w.fma(V::load_ptr(rows.x.add(i * rows.x_stride + p)), sums[r][i]);
+                line[r] = round::<V, E>(E::load_ptr(first.as_ptr().add(r * w.stride + p)), rows);
+            }
+            for i in 0..M {
+                let x = V::load_ptr(rows.x.add(i * rows.x_stride + p));
+                for r in 0..R {
+                    sums[r][i] = line[r].fma(x, sums[r][i]);
                 }
             }
         }
@@ -124,10 +128,10 @@ unsafe fn gemv_body<V: Vf32, E: Element>(w: Lines<'_, E>, n: usize, rows: &Rows)
                 };
                 // As many sums as hide the latency of a multiply-add and still fit into 16 registers.
                 match rows.m - i {
-                    1 => sweep::<V, E, 8, 1>(w, group, &part),
-                    2 => sweep::<V, E, 4, 2>(w, group, &part),
+                    1 => sweep::<V, E, 6, 1>(w, group, &part),
+                    2 => sweep::<V, E, 6, 2>(w, group, &part),
                     3 => sweep::<V, E, 4, 3>(w, group, &part),
-                    _ => sweep::<V, E, 2, 4>(w, group, &part),
+                    _ => sweep::<V, E, 3, 4>(w, group, &part),
                 }
             }
         }
