@@ -47,6 +47,7 @@ from_library!(
     ounce_model::ModelError,
     ounce_formats::FormatError,
     ounce_lab::LabError,
+    ounce_eval::EvalError,
     ounce_train::TrainError,
     ounce_compress::CompressError
 );
@@ -62,7 +63,6 @@ macro_rules! from_plain {
 }
 from_plain!(
     ounce_data::DataError,
-    ounce_eval::EvalError,
     ounce_model::TokenizerError,
     ounce_compress::RecipeError,
     ounce_tensor::TensorError,

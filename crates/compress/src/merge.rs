@@ -128,11 +128,11 @@ struct Decided {
 const BUFFERS: usize = 64 << 20;
 
 /// What the statistics must hold for a method.
-fn wanted(method: &Method) -> Wanted {
+fn wanted(method: Method) -> Wanted {
     match method {
         Method::HcSmoe { similarity, .. } => Wanted {
-            outputs: *similarity == Similarity::ExpertOutput,
-            router_columns: *similarity == Similarity::RouterLogits,
+            outputs: similarity == Similarity::ExpertOutput,
+            router_columns: similarity == Similarity::RouterLogits,
         },
         Method::Prune { score } => Wanted {
             outputs: !matches!(score, Score::UsageCounts | Score::RouterProbMean),
@@ -171,7 +171,7 @@ pub fn estimate(job: &MergeJob) -> Result<MergeEstimate, CompressError> {
     };
     let experts: Vec<usize> = c.moe_layers().map(|(_, m)| m.experts).collect();
     let kept = job.recipe.budget.uniform(&experts)?;
-    let all = wanted(&job.recipe.method).outputs;
+    let all = wanted(job.recipe.method).outputs;
     let attention = c.layers.len() * c.hidden_size * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
     let expert = |m: &ounce_model::config::MoeConfig| 3 * c.hidden_size * m.width;
     let per_token: usize = attention
@@ -266,7 +266,7 @@ pub fn merge(
         }
     };
     let config = output_config(&model.config, &decision)?;
-    let items = items(&checkpoint, &model.config, &decision)?;
+    let items = items(&checkpoint, &model.config, &decision);
     write_side_files(job, &folder, &config, &decided)?;
 
     let declared = items.iter().map(|i| i.spec.clone()).collect();
@@ -332,7 +332,7 @@ fn decide(
             gather(
                 model,
                 &ids,
-                wanted(&recipe.method),
+                wanted(recipe.method),
                 &mut |a, b| progress(MergeEvent::Calibrated(a, b)),
                 stop,
             )?
@@ -547,7 +547,7 @@ impl Weigher<'_> {
         group: usize,
         matrix: Matrix,
     ) -> Result<Option<Vec<f32>>, LayerError> {
-        let Method::HcSmoe { merge: rule, .. } = &self.job.recipe.method else {
+        let Method::HcSmoe { merge: rule, .. } = self.job.recipe.method else {
             return Ok(None);
         };
         let members: Vec<usize> = (0..layer.labels.len())
@@ -568,7 +568,7 @@ impl Weigher<'_> {
     /// A matrix of `expert`, its hidden neurons in the order of `reference` if the rule says so.
     fn aligned(
         &self,
-        rule: &MergeRule,
+        rule: MergeRule,
         index: usize,
         reference: usize,
         expert: usize,

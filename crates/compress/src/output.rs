@@ -50,11 +50,7 @@ pub(crate) enum Decision<'a> {
 }
 
 /// Everything to write, in checkpoint order.
-pub(crate) fn items(
-    checkpoint: &Checkpoint,
-    config: &ModelConfig,
-    decision: &Decision<'_>,
-) -> Result<Vec<Item>, CompressError> {
+pub(crate) fn items(checkpoint: &Checkpoint, config: &ModelConfig, decision: &Decision<'_>) -> Vec<Item> {
     let layers: Vec<(usize, &MoeConfig)> = config.moe_layers().collect();
     let mut items = Vec::new();
     let mut done = vec![false; layers.len()];
@@ -91,7 +87,7 @@ pub(crate) fn items(
             push_experts(&mut items, config, layers[index], index, info.dtype, decision);
         }
     }
-    Ok(items)
+    items
 }
 
 fn push_experts(

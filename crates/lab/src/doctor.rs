@@ -189,9 +189,12 @@ fn data_folder(data: Option<&Path>) -> Finding {
     )
 }
 
+/// A kernel on fixed inputs.
+type Kernel = fn() -> Vec<f32>;
+
 /// Every kernel of the check on `isa`, against the portable set.
 fn self_check(isa: Isa) -> Vec<Finding> {
-    let kernels: [(&str, f64, fn() -> Vec<f32>); 6] = [
+    let kernels: [(&str, f64, Kernel); 6] = [
         ("gemm f32", TOLERANCE_F32, || product(Compute::F32)),
         ("gemm bf16", TOLERANCE_BF16, || product(Compute::Bf16)),
         ("attention", TOLERANCE_F32, attend),

@@ -66,7 +66,10 @@ pub fn generate(
     }
     let mut cache = model.cache(
         1,
-        (prompt.len() + options.max_new_tokens).min(model.config.max_positions.max(prompt.len())),
+        prompt
+            .len()
+            .saturating_add(options.max_new_tokens)
+            .min(model.config.max_positions.max(prompt.len())),
     );
     let mut sampler = Sampler::new(options.sampler.clone(), prompt);
     let mut ids = prompt.to_vec();

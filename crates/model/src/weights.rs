@@ -167,7 +167,7 @@ pub struct FreshWeights {
 impl Weights for FreshWeights {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let n = shape.iter().product();
-        let values = match (shape.len(), name.ends_with(".bias")) {
+        let values = match (shape.len(), name.rsplit('.').next() == Some("bias")) {
             (1, false) => vec![1.0; n],
             (_, true) => vec![0.0; n],
             _ => {

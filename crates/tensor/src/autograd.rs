@@ -98,20 +98,17 @@ fn add_gradients(mut a: Tensor, b: &Tensor) -> Result<Tensor> {
             (&a.shape, &b.shape),
         );
     }
-    match a.dtype() {
-        DType::F64 => {
-            let other = b.get::<f64>("gradient")?;
-            if let Some(values) = a.values_mut::<f64>() {
-                ounce_kernels::add_assign(values, other);
-                return Ok(a);
-            }
+    if a.dtype() == DType::F64 {
+        let other = b.get::<f64>("gradient")?;
+        if let Some(values) = a.values_mut::<f64>() {
+            ounce_kernels::add_assign(values, other);
+            return Ok(a);
         }
-        _ => {
-            let other = b.get::<f32>("gradient")?;
-            if let Some(values) = a.values_mut::<f32>() {
-                ounce_kernels::add_assign(values, other);
-                return Ok(a);
-            }
+    } else {
+        let other = b.get::<f32>("gradient")?;
+        if let Some(values) = a.values_mut::<f32>() {
+            ounce_kernels::add_assign(values, other);
+            return Ok(a);
         }
     }
     crate::ops::add(&a, b)

@@ -18,4 +18,4 @@ pub use error::{Result, TrainError};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use recipe::{Recipe, Run};
 pub use schedule::Schedule;
-pub use trainer::{Estimate, Evaluation, Event, StepReport, TrainJob, TrainStep, estimate, train};
+pub use trainer::{Estimate, Evaluation, Event, StepReport, StepResult, TrainJob, TrainStep, estimate, train};

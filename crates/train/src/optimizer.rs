@@ -104,12 +104,11 @@ impl Optimizer {
             index += 1;
             // A parameter nothing depended on (an expert no token chose) still decays and its moments still fade.
             let zeros;
-            let values = match gradient.as_ref().and_then(Tensor::values::<f32>) {
-                Some(values) => values,
-                None => {
-                    zeros = vec![0.0; first.len()];
-                    &zeros
-                }
+            let values = if let Some(values) = gradient.as_ref().and_then(Tensor::values::<f32>) {
+                values
+            } else {
+                zeros = vec![0.0; first.len()];
+                &zeros
             };
             let weight_decay = if decays(p) { c.weight_decay } else { 0.0 };
             let settings = AdamW {

@@ -115,6 +115,17 @@ pub struct Estimate {
     pub checkpoint_bytes: u64,
 }
 
+/// What one step found.
+#[derive(Debug, Clone)]
+pub struct StepResult {
+    /// What was minimised, the mean over micro-batches.
+    pub loss: f64,
+    /// What it is made of.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
 /// A model, its optimiser and its objective: everything one step needs but tokens.
 pub struct TrainStep {
     /// The model; every parameter is an f32 leaf.
@@ -164,11 +175,11 @@ impl TrainStep {
         Self::new(Model::new(config, weights)?, recipe)
     }
 
-    /// One optimiser step over the micro-batches; `step` counts from 1. Returns loss, parts, and gradient norm.
+    /// One optimiser step over the micro-batches; `step` counts from 1.
     ///
     /// # Errors
     /// If shapes do not fit, or the loss is not finite.
-    pub fn run(&mut self, micro_batches: &[Batch], step: u64, lr: f64) -> Result<(f64, Vec<(&'static str, f64)>, f64)> {
+    pub fn run(&mut self, micro_batches: &[Batch], step: u64, lr: f64) -> Result<StepResult> {
         let mut gradients = Gradients::new();
         let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
         let n = micro_batches.len() as f64;
@@ -187,8 +198,8 @@ impl TrainStep {
                 }
             }
         }
-        let norm = self.optimizer.step(&mut self.model, gradients, n, step, lr)?;
-        Ok((loss, parts, norm))
+        let grad_norm = self.optimizer.step(&mut self.model, gradients, n, step, lr)?;
+        Ok(StepResult { loss, parts, grad_norm })
     }
 }
 
@@ -273,7 +284,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         format: checkpoint::FORMAT,
         step: 0,
         recipe: recipe.hash(),
-        data: corpus.train.hash().iter().map(|b| format!("{b:02x}")).collect(),
+        data: ounce_data::packing::hex(&corpus.train.hash()),
         instruction_set: format!("{:?}", ounce_kernels::isa()).to_lowercase(),
         metrics_bytes: 0,
     };
@@ -301,7 +312,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         let step = done + 1;
         let lr = recipe.optimizer.lr * recipe.schedule.factor(step, run.steps);
         let batches: Vec<Batch> = (0..micro_batches).map(|m| sampler.batch(done, m)).collect();
-        let (loss, parts, grad_norm) = trainer.run(&batches, step, lr)?;
+        let StepResult { loss, parts, grad_norm } = trainer.run(&batches, step, lr)?;
         done = step;
         let tokens = step * (run.batch * run.length) as u64;
         let report = StepReport {

@@ -33,7 +33,7 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     for path in &args.text {
         let text = fsx::read_to_string(path)?;
         let scored = perplexity_of_text(&model, &text, &with_special, &options, &mut show)
-            .map_err(|e| Failure::user(format!("{}: {e}", path.display()), ""))?;
+            .map_err(|e| Failure::user(format!("{}: {e}", path.display()), e.hint().unwrap_or_default()))?;
         texts.push((path.display().to_string(), scored));
     }
     let suite = match &args.suite {
@@ -64,9 +64,9 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     progress.finish_and_clear();
 
     if global.json {
-        let all: Vec<Perplexity> = texts.iter().map(|(_, p)| p.clone()).collect();
+        let all: Vec<Perplexity> = texts.iter().map(|(_, p)| *p).collect();
         let mut value = match Perplexity::combine(&all) {
-            Some(total) => serde_json::to_value(&total).unwrap_or_default(),
+            Some(total) => serde_json::to_value(total).unwrap_or_default(),
             None => json!({}),
         };
         if texts.len() > 1 {

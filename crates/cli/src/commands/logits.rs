@@ -9,6 +9,7 @@ use crate::{
 use ounce_lab::logits::write_logits;
 
 pub(super) fn run(args: &Logits, global: &Global) -> Outcome {
+    interrupt::flag();
     let progress = bar(!global.no_progress, 1);
     let written = write_logits(&args.model, &args.ids, &args.out, &mut |done, total| {
         progress.set_length(total as u64);

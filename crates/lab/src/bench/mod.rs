@@ -56,6 +56,9 @@ impl BenchRow {
 }
 
 /// Runs `work` once to warm up and `runs` times for the clock; `amount` of work per run gives rates per second.
+///
+/// # Errors
+/// What `work` returns.
 pub fn rates<E>(runs: usize, amount: f64, mut work: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
     work()?;
     (0..runs)

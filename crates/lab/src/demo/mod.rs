@@ -119,9 +119,10 @@ pub fn demo(options: &DemoOptions, progress: &mut dyn FnMut(&str)) -> Result<Dem
 
 /// HC-SMoE as in the paper: mean outputs, average linkage, weights averaged by usage.
 fn recipe(percent: u32, calibration: &Path) -> Result<MergeRecipe, LabError> {
+    let calibration = calibration.display().to_string().escape_default().to_string();
     let text = format!(
         "method = \"hc-smoe\"\nbudget = {{ percent = {percent} }}\n\
-         calibration = {{ text = {calibration:?}, sequences = 8, length = 512, seed = 42 }}\n"
+         calibration = {{ text = \"{calibration}\", sequences = 8, length = 512, seed = 42 }}\n"
     );
     Ok(MergeRecipe::from_toml(&text)?)
 }

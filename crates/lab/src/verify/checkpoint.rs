@@ -33,6 +33,9 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
             .collect())
     };
     let (prompt, greedy) = (ids_of("greedy_prompt")?, ids_of("greedy_ids")?);
+    if prompt.is_empty() || greedy.len() <= prompt.len() {
+        return Err(VerifyError::Case("greedy_ids must continue greedy_prompt".into()));
+    }
     let options = GenerateOptions {
         max_new_tokens: greedy.len() - prompt.len(),
         sampler: SamplerConfig::default(),

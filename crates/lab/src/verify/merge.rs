@@ -23,6 +23,9 @@ const LOGITS: f64 = 1e-4;
 /// Merged weights.
 const WEIGHTS: f64 = 1e-6;
 
+/// A statistic of a layer, flattened.
+type Column = fn(&LayerStatistics) -> Vec<f64>;
+
 struct Case<'a> {
     dir: &'a Path,
     expected: SafetensorsFile,
@@ -88,7 +91,7 @@ impl Case<'_> {
             counts == theirs,
             format!("{counts:?} where {theirs:?} is expected"),
         );
-        let columns: [(&str, fn(&LayerStatistics) -> Vec<f64>); 6] = [
+        let columns: [(&str, Column); 6] = [
             ("usage_freq", LayerStatistics::usage_freq),
             ("router_prob_mean", |s| s.router_prob_mean.clone()),
             ("mean_output", |s| s.mean_output.clone()),

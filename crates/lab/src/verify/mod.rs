@@ -111,7 +111,7 @@ pub(crate) fn doubles(file: &SafetensorsFile, name: &str) -> Result<Vec<f64>, Ve
     if view.dtype != Dtype::F64 {
         return Ok(view.to_f32_vec()?.into_iter().map(f64::from).collect());
     }
-    let eight = |b: &[u8]| b.try_into().map(f64::from_le_bytes).unwrap_or(f64::NAN);
+    let eight = |b: &[u8]| b.try_into().map_or(f64::NAN, f64::from_le_bytes);
     Ok(view.bytes.chunks_exact(8).map(eight).collect())
 }
 

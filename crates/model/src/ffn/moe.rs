@@ -76,14 +76,13 @@ impl Dispatch {
         let mut tokens = vec![0; offsets[stored]];
         let mut pair_of = vec![0; chosen.len()];
         for (slot, repeat) in repeats.iter().enumerate() {
-            pair_of[slot] = match repeat {
-                Some(earlier) => pair_of[*earlier],
-                None => {
-                    let pair = next[map[chosen[slot]]];
-                    next[map[chosen[slot]]] += 1;
-                    tokens[pair] = slot / k;
-                    pair
-                }
+            pair_of[slot] = if let Some(earlier) = repeat {
+                pair_of[*earlier]
+            } else {
+                let pair = next[map[chosen[slot]]];
+                next[map[chosen[slot]]] += 1;
+                tokens[pair] = slot / k;
+                pair
             };
         }
         Self {

@@ -26,9 +26,8 @@ fn transposed(data: Data<'_>, cols: usize) -> Mat<'_> {
 }
 
 fn check(op: &'static str, x: &Tensor, w: &Tensor) -> Result<(usize, usize)> {
-    let (n, k) = match w.shape[..] {
-        [n, k] => (n, k),
-        _ => return shape(op, "weight is [out, in]", &w.shape),
+    let [n, k] = w.shape[..] else {
+        return shape(op, "weight is [out, in]", &w.shape);
     };
     if x.last_dim() != k || x.shape.is_empty() {
         return shape(op, "last dimension of x = in of the weight", (&x.shape, &w.shape));

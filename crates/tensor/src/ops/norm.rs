@@ -86,7 +86,7 @@ pub fn normalize_rows(x: &Tensor) -> Result<Tensor> {
         let xs = x.get::<T>(OP)?;
         let mut y = T::buffer(xs.len());
         for (row, out) in xs.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
-            let sum = row.iter().fold(<T as From<f32>>::from(0.0), |s, &v| s + v);
+            let sum = row.iter().fold(0.0, |s, &v| s + v);
             for (o, &v) in out.iter_mut().zip(row) {
                 *o = v / sum;
             }
@@ -102,7 +102,7 @@ pub fn normalize_rows(x: &Tensor) -> Result<Tensor> {
             for (((row, out), d), y) in
                 xs.chunks_exact(n).zip(dx.chunks_exact_mut(n)).zip(ds.chunks_exact(n)).zip(ys.chunks_exact(n))
             {
-                let zero = <T as From<f32>>::from(0.0);
+                let zero = 0.0;
                 let sum = row.iter().fold(zero, |s, &v| s + v);
                 let dot = d.iter().zip(y).fold(zero, |s, (&a, &b)| s + a * b);
                 for (o, &g) in out.iter_mut().zip(d) {

@@ -1,0 +1,132 @@
+//! Running the binary, and checkpoints to run it on.
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+use tempfile::TempDir;
+
+/// The binary, without anything that the surroundings could change in it.
+pub(crate) fn ounce(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ounce"));
+    command.args(args).stdin(Stdio::null());
+    for variable in ["OUNCE_ISA", "OUNCE_DATA", "COLUMNS", "NO_COLOR"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs it to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    ounce(args).output().unwrap()
+}
+
+/// Runs it, insists on success, and returns its stdout.
+pub(crate) fn stdout(args: &[&str]) -> String {
+    let output = run(args);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {err}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The same, read as one JSON value.
+pub(crate) fn json(args: &[&str]) -> Value {
+    let text = stdout(args);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+}
+
+/// A golden case that ships with the tests of `ounce-lab`.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../lab/tests/fixtures/golden")
+        .join(name)
+}
+
+/// A copy of a golden case that may be broken.
+pub(crate) fn copy_of(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(name)).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, dir.path().join(from.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Changes one key of a copy's `config.json`.
+pub(crate) fn set_config(dir: &Path, key: &str, value: Value) {
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// Overwrites the first element of an f32 tensor.
+pub(crate) fn poke(file: &Path, tensor: &str, value: f32) {
+    let range = ounce_formats::SafetensorsFile::open(file)
+        .unwrap()
+        .region(tensor)
+        .unwrap()
+        .range;
+    let mut bytes = fs::read(file).unwrap();
+    bytes[range.start..range.start + 4].copy_from_slice(&value.to_le_bytes());
+    fs::write(file, bytes).unwrap();
+}
+
+/// Writes `input_ids` of a shape.
+pub(crate) fn write_ids(path: &Path, ids: &[i64], shape: &[usize]) {
+    use ounce_formats::{Dtype, as_bytes, write_file};
+    write_file(
+        path,
+        &[("input_ids", Dtype::I64, shape, as_bytes(ids))],
+        &std::collections::BTreeMap::new(),
+    )
+    .unwrap();
+}
+
+/// A tensor of a file as f32.
+pub(crate) fn floats(path: &Path, tensor: &str) -> (Vec<usize>, Vec<f32>) {
+    let file = ounce_formats::SafetensorsFile::open(path).unwrap();
+    let view = file.view(tensor).unwrap();
+    (view.shape.to_vec(), view.to_f32_vec().unwrap())
+}
+
+/// A recipe that trains in about a second, its data, and a place for output.
+pub(crate) fn recipe() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    stdout(&["data", "toy", "--out", text(dir.path()), "--bytes", "20000"]);
+    let recipe = dir.path().join("recipe.toml");
+    let toml = r#"
+[model]
+hidden_size = 32
+layers = 2
+heads = 2
+intermediate_size = 48
+experts = 4
+experts_per_token = 2
+balance = 0.01
+max_positions = 64
+[tokenizer]
+train_vocab = 300
+[data]
+train = ["${data}/toy-text.txt"]
+validation = ["${data}/toy-text.valid.txt"]
+[optimizer]
+lr = 3e-3
+[run]
+steps = 60
+batch = 2
+length = 32
+eval_tokens = 256
+checkpoint_every = 4
+export = "f32"
+"#;
+    fs::write(&recipe, toml).unwrap();
+    (dir, recipe)
+}
