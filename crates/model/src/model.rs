@@ -80,7 +80,10 @@ impl Model {
     pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, widen: bool) -> Result<Self> {
         let file = checkpoint.path().join("config.json").display().to_string();
         let config = ModelConfig::parse(&file, checkpoint.config())?;
-        Self::new(config, &mut CheckpointWeights::new(checkpoint, widen))
+        let mut weights = CheckpointWeights::new(checkpoint, widen);
+        let model = Self::new(config, &mut weights)?;
+        weights.check_all_used(model.config.tied)?;
+        Ok(model)
     }
 
     /// Visits every parameter, in checkpoint order.

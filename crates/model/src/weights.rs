@@ -8,7 +8,7 @@ use crate::{
 use ounce_formats::{Checkpoint, Dtype, Region};
 use ounce_kernels::Philox;
 use ounce_tensor::{DType, Tensor, ops};
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 /// A source of named weights.
 pub trait Weights {
@@ -50,12 +50,18 @@ pub struct CheckpointWeights {
     checkpoint: Arc<Checkpoint>,
     /// Widen 16-bit weights to f32 in memory.
     widen: bool,
+    /// Tensors that were asked for.
+    used: HashSet<String>,
 }
 
 impl CheckpointWeights {
     /// Reads from `checkpoint`; with `widen`, 16-bit weights become f32 copies.
     pub fn new(checkpoint: Arc<Checkpoint>, widen: bool) -> Self {
-        Self { checkpoint, widen }
+        Self {
+            checkpoint,
+            widen,
+            used: HashSet::new(),
+        }
     }
 
     fn fail<T>(&self, name: &str, rule: String, hint: &str) -> Result<T> {
@@ -69,7 +75,7 @@ impl CheckpointWeights {
 
     /// Newer checkpoints may hold all experts of a layer in two tensors: `experts.gate_up_proj [E, 2I, D]` (gate first)
     /// and `experts.down_proj [E, D, I]`. `None` if `name` is not such an expert or the fused tensor is absent.
-    fn fused_expert(&self, name: &str) -> Result<Option<Tensor>> {
+    fn fused_expert(&mut self, name: &str) -> Result<Option<Tensor>> {
         let Some((prefix, rest)) = name.split_once(".experts.") else {
             return Ok(None);
         };
@@ -88,6 +94,7 @@ impl CheckpointWeights {
         if !self.checkpoint.contains(&fused) {
             return Ok(None);
         }
+        self.used.insert(fused.clone());
         let all = self.load(&fused)?;
         let [experts, rows, cols] = all.shape()[..] else {
             return self.fail(
@@ -105,6 +112,27 @@ impl CheckpointWeights {
             None => (index * rows, (index + 1) * rows),
         };
         Ok(Some(ops::narrow_rows(&flat, from, to)?))
+    }
+
+    /// Refuses tensors that the model did not ask for: a bias, norm or expert that is there and not used would change the
+    /// function. Tables that are recomputed, and a copy of the embedding where it is the head, are known and allowed.
+    ///
+    /// # Errors
+    /// If such a tensor is found.
+    pub fn check_all_used(&self, tied: bool) -> Result<()> {
+        let known = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+        match self
+            .checkpoint
+            .names()
+            .find(|name| !self.used.contains(*name) && !known(name))
+        {
+            None => Ok(()),
+            Some(name) => self.fail(
+                name,
+                "is in the checkpoint, but the configuration has no use for it".into(),
+                "ignoring it might change what the model computes; is config.json of another model?",
+            ),
+        }
     }
 
     fn load(&self, name: &str) -> Result<Tensor> {
@@ -134,6 +162,7 @@ impl CheckpointWeights {
 impl Weights for CheckpointWeights {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = if self.checkpoint.contains(name) {
+            self.used.insert(name.to_owned());
             self.load(name)?
         } else if let Some(expert) = self.fused_expert(name)? {
             expert

@@ -39,7 +39,8 @@ fn help_of_every_command() {
 fn the_list_above_is_complete() {
     let help = stdout(&["--help"]);
     let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    for line in listed.lines() {
+    // Deeper lines are wrapped descriptions.
+    for line in listed.lines().filter(|l| !l.starts_with("   ")) {
         let name = line.split_whitespace().next().unwrap();
         assert!(name == "help" || COMMANDS.iter().any(|c| c[0] == name), "{name}");
     }

@@ -190,7 +190,7 @@ fn inspect_counts_what_is_in_the_file() {
     let idle = layers * (n("num_local_experts") - n("num_experts_per_tok")) * expert;
     assert_eq!(found["active_parameters"], elements as u64 - idle);
     assert_eq!(found["kv_bytes_per_token"], 2 * layers * kv * 4);
-    let attention = d * n("num_attention_heads") * n("head_dim") * 2 + 2 * d * kv;
+    let attention = d * d * 2 + 2 * d * kv;
     let router = n("num_local_experts") * d;
     let products = layers * (attention + router + n("num_experts_per_tok") * expert) + n("vocab_size") * d;
     assert_eq!(found["flops_per_token"], 2 * products);

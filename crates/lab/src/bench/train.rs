@@ -1,4 +1,4 @@
-//! The training step of the model that other programs are measured on.
+//! Training steps: the dense model that other programs are measured on, and the shipped mixture of experts.
 
 use super::{BenchRow, rates};
 use ounce_data::Batch;
@@ -25,32 +25,60 @@ batch = 8
 length = 512
 "#;
 
-/// `train_f32` and `train_bf16` (tokens/s): forward, loss, backward and AdamW over all parameters.
+/// The shape of `models/demo.toml`, 16 x 256 tokens.
+const MIXTURE: &str = r#"
+[model]
+hidden_size = 256
+layers = 4
+heads = 8
+intermediate_size = 192
+experts = 8
+experts_per_token = 2
+balance = 0.01
+tied = true
+[tokenizer]
+train_vocab = 4096
+[data]
+train = ["unused"]
+[optimizer]
+lr = 1e-3
+[run]
+steps = 100
+batch = 16
+length = 256
+"#;
+
+/// `train_f32`, `train_bf16` and `train_moe_f32` (tokens/s): forward, loss, backward and AdamW over all parameters.
 ///
 /// # Errors
 /// Never in practice; the recipe is fixed.
 pub fn train(runs: usize) -> Result<Vec<BenchRow>, TrainError> {
-    let (rows, length, vocabulary) = (8, 512, 4096u64);
-    let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % vocabulary) as u32;
-    let inputs: Vec<u32> = (0..rows * length).map(id).collect();
-    let targets: Vec<u32> = (0..rows * length).map(|i| id(i + 1)).collect();
-    let batch = [Batch {
-        rows,
-        length,
-        inputs,
-        targets,
-    }];
-    ["f32", "bf16"]
-        .into_iter()
-        .map(|compute| {
-            let recipe = Recipe::parse("bench", RECIPE, &[format!("run.compute={compute}")])?;
-            let mut trainer = TrainStep::fresh(&recipe, vocabulary as usize)?;
-            let mut step = 0;
-            let rates = rates(runs, (rows * length) as f64, || {
-                step += 1;
-                trainer.run(&batch, step, 1e-3).map(drop)
-            })?;
-            Ok(BenchRow::new(format!("train_{compute}"), "tokens/s", rates))
-        })
-        .collect()
+    const VOCABULARY: u64 = 4096;
+    let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % VOCABULARY) as u32;
+    [
+        ("train_f32", RECIPE, "f32"),
+        ("train_bf16", RECIPE, "bf16"),
+        ("train_moe_f32", MIXTURE, "f32"),
+    ]
+    .into_iter()
+    .map(|(name, recipe, compute)| {
+        let recipe = Recipe::parse("bench", recipe, &[format!("run.compute={compute}")])?;
+        let (rows, length) = (recipe.run.batch, recipe.run.length);
+        let inputs: Vec<u32> = (0..rows * length).map(id).collect();
+        let targets: Vec<u32> = (0..rows * length).map(|i| id(i + 1)).collect();
+        let batch = [Batch {
+            rows,
+            length,
+            inputs,
+            targets,
+        }];
+        let mut trainer = TrainStep::fresh(&recipe, VOCABULARY as usize)?;
+        let mut step = 0;
+        let rates = rates(runs, (rows * length) as f64, || {
+            step += 1;
+            trainer.run(&batch, step, 1e-3).map(drop)
+        })?;
+        Ok(BenchRow::new(name, "tokens/s", rates))
+    })
+    .collect()
 }
