@@ -181,11 +181,9 @@ fn inspect_counts_what_is_in_the_file() {
     // By hand, from config.json: layers, experts, experts per token, width, expert width.
     let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
     let n = |key: &str| config[key].as_u64().unwrap();
-    let (layers, d, kv) = (
-        n("num_hidden_layers"),
-        n("hidden_size"),
-        n("num_key_value_heads") * n("head_dim"),
-    );
+    let (layers, d) = (n("num_hidden_layers"), n("hidden_size"));
+    // This family leaves head_dim out: the width divided by the heads.
+    let kv = n("num_key_value_heads") * d / n("num_attention_heads");
     let expert = 3 * d * n("intermediate_size");
     let idle = layers * (n("num_local_experts") - n("num_experts_per_tok")) * expert;
     assert_eq!(found["active_parameters"], elements as u64 - idle);
