@@ -16,7 +16,7 @@ fn ids(model: &Model, n: usize) -> Vec<u32> {
         .collect()
 }
 
-/// `decode`: tokens per second of [`DECODE`] tokens after a prompt of one.
+/// `decode`: tokens per second of 128 tokens after a prompt of one.
 ///
 /// # Errors
 /// If the model fails.
@@ -34,7 +34,7 @@ pub fn decode(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow, 
     Ok(BenchRow::new("decode", "tokens/s", rates))
 }
 
-/// `prefill`: tokens per second of a prompt of [`PREFILL`] tokens into an empty cache.
+/// `prefill`: tokens per second of a prompt of 512 tokens into an empty cache.
 ///
 /// # Errors
 /// If the model fails.

@@ -63,7 +63,7 @@ pub(super) fn report(options: &DemoOptions, variants: &[Variant], merges: &[Merg
             original.peak_rss_bytes as f64,
             smallest.peak_rss_bytes as f64,
             true,
-            "peak resident, the whole process".into(),
+            "peak resident while generating, the whole process".into(),
         ),
         change(
             "Speed",
@@ -160,7 +160,7 @@ fn table(variants: &[Variant]) -> Result<Table, LabError> {
     row(
         "",
         "Resident memory",
-        "peak of the process",
+        "peak while generating",
         &|v| Cell::bytes(v.measured.peak_rss_bytes),
         Goal::Lower,
     )?;

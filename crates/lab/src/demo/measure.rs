@@ -22,9 +22,9 @@ pub struct Measurement {
     pub experts: usize,
     /// Bytes of the weight files.
     pub disk_bytes: u64,
-    /// Peak resident memory, mapped weights included.
+    /// Peak resident memory while generating, mapped weights included.
     pub peak_rss_bytes: u64,
-    /// Resident memory at the end that is not backed by a file.
+    /// Resident memory after generating that is not backed by a file.
     pub anonymous_bytes: u64,
     /// Generation at batch 1, five runs, sorted.
     pub tokens_per_second: Vec<f64>,
@@ -88,6 +88,8 @@ pub fn measure(
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
 
+    // Before the evaluation, whose batches of logits would hide what the model itself needs.
+    let (peak_rss_bytes, anonymous_bytes) = (peak_rss_bytes(), anonymous_rss_bytes());
     let text = fsx::read_to_string(text)?;
     let encode = |s: &str| tokenizer.encode(s, true).map_err(Into::into);
     let scoring = ScoreOptions {
@@ -101,8 +103,8 @@ pub fn measure(
         parameters: model.parameters(),
         experts: model.config.moe_layers().map(|(_, moe)| moe.stored).sum(),
         disk_bytes,
-        peak_rss_bytes: peak_rss_bytes(),
-        anonymous_bytes: anonymous_rss_bytes(),
+        peak_rss_bytes,
+        anonymous_bytes,
         tokens_per_second,
         first_token_ms,
         samples,
