@@ -12,7 +12,7 @@ use crate::{
     simd::{Vf32, kernel},
 };
 
-/// -log softmax(logits)[target] of each row, in nats.
+/// `-log softmax(logits)[target]` of each row, in nats.
 ///
 /// `logits`: [rows, v]; `targets`: [rows], -1 = ignored; `loss`: [rows], 0 where ignored. With `grad_scale`, the logits
 /// are overwritten by `grad_scale` * (softmax - onehot), zeros where ignored; without it they are left as they are.

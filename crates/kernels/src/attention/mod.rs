@@ -10,7 +10,7 @@
 //! products, its softmax is the part that suffers from rounding, and without bf16 instructions the rounding would cost
 //! more than it saves.
 //!
-//! Bits: each query's softmax runs over tiles of [`TILE`] keys that start at multiples of `TILE`, whatever task or thread
+//! Bits: each query's softmax runs over tiles of `TILE` keys that start at multiples of `TILE`, whatever task or thread
 //! takes it, so results depend on the inputs and the instruction set only.
 
 mod backward;

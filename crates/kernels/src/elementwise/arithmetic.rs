@@ -105,7 +105,7 @@ pub fn axpy<T: Float>(y: &mut [T], a: f64, x: &[T]) {
     plain::axpy(y, a, x);
 }
 
-/// Adds `bias` [n] to every row of `y` [rows, n].
+/// Adds `bias [n]` to every row of `y [rows, n]`.
 ///
 /// # Panics
 /// If `y` is not whole rows.

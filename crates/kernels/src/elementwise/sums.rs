@@ -36,7 +36,7 @@ fn reduce<T: Float>(x: &[T], f: impl Fn(f64) -> f64 + Sync) -> f64 {
     partial.iter().fold(0.0, |total, x| total + x)
 }
 
-/// out[j] = sum of column j of `x` [rows, n]; `out`: [n].
+/// `out[j]` is the sum of column j of `x [rows, n]`; `out [n]`.
 ///
 /// # Panics
 /// If the slices do not fit each other.

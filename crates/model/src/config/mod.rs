@@ -1,4 +1,4 @@
-//! What a `config.json` says, normalised: one struct for all families, filled by [`families`] from their own keys.
+//! What a `config.json` says, normalised: one struct for all families, filled by `families` from their own keys.
 //!
 //! Every key of the file is either used, known to be harmless, or refused: a key that would silently change the function
 //! is never ignored.
