@@ -180,7 +180,9 @@ impl SafetensorsWriter {
             .write(true)
             .open(&partial)
             .map_err(FormatError::io(&partial, "continue it"))?;
-        let needed = ranges[..finished].iter().map(|r| r.end).max().unwrap_or(0);
+        // A tensor without elements may lie beyond all that was written, and needs no byte there.
+        let held = ranges[..finished].iter().filter(|r| !r.is_empty());
+        let needed = held.map(|r| r.end).max().unwrap_or(0);
         let len = file
             .metadata()
             .map_err(FormatError::io(&partial, "read its size"))?
