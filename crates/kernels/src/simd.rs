@@ -747,7 +747,7 @@ macro_rules! kernel {
                 }
                 match $crate::isa::isa() {
                     // SAFETY: `isa` returns only what this CPU has.
-                    $crate::isa::Isa::Avx512 => return unsafe { avx512 $(::<$($g),+>)? ($($arg),*) },
+                    $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => return unsafe { avx512 $(::<$($g),+>)? ($($arg),*) },
                     // SAFETY: as above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2 $(::<$($g),+>)? ($($arg),*) },
                     $crate::isa::Isa::Portable => {}
@@ -773,7 +773,7 @@ macro_rules! kernel {
                 }
                 match $crate::isa::isa() {
                     // SAFETY: `isa` returns only what this CPU has; the rest is the caller's promise, handed on.
-                    $crate::isa::Isa::Avx512 => return unsafe { avx512 $(::<$($g),+>)? ($($arg),*) },
+                    $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => return unsafe { avx512 $(::<$($g),+>)? ($($arg),*) },
                     // SAFETY: as above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2 $(::<$($g),+>)? ($($arg),*) },
                     $crate::isa::Isa::Portable => {}
@@ -962,7 +962,7 @@ mod tests {
         each_isa(|| {
             let (mut wide, mut half) = ([0.0; 4], vec![0.0; 32]);
             convert(&INPUT, &mut wide, &mut half);
-            let n = if crate::isa::isa() == crate::isa::Isa::Avx512 {
+            let n = if crate::isa::isa() >= crate::isa::Isa::Avx512 {
                 16
             } else {
                 8
@@ -993,7 +993,7 @@ mod tests {
     #[test]
     fn reductions_see_every_lane_and_transposes_move_every_element() {
         each_isa(|| {
-            let n = if crate::isa::isa() == crate::isa::Isa::Avx512 {
+            let n = if crate::isa::isa() >= crate::isa::Isa::Avx512 {
                 16
             } else {
                 8

@@ -8,7 +8,7 @@ use super::gemv::{GROUP, Rows, gemv};
 use super::microkernel::{Block, block, block_pairs, tile_size};
 use super::pack::{Form, Lines, Panels, copy_rows, pack_across, pack_along, row_distance};
 use super::{Data, Mat};
-use crate::isa::isa;
+use crate::isa::{Isa, isa};
 use crate::pool::{parallel_for, threads};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Units along k that are summed before C is touched: a panel of B then fills half of the first-level cache.
 const CHUNK: usize = 256;
-/// Rows of A that meet all panels of B before the next rows do; with [`COLS`] they fit into the second-level cache.
+/// Rows of A that meet all panels of B before the next rows do; with [`most_cols`] they fit into the second-level cache.
 const ROWS: usize = 96;
-/// Columns of a task at most: B[CHUNK, COLS] is half of a second-level cache of 1 MiB.
-const COLS: usize = 512;
+/// Columns of a task at most: B[CHUNK, cols] is half of the second-level cache, of 1 MiB, or 2 MiB where tiles are.
+fn most_cols() -> usize {
+    if isa() == Isa::Amx { 1024 } else { 512 }
+}
 /// Up to so many rows, every value of B is used so few times that packing it would cost as much as using it.
 const UNPACKED_ROWS: usize = 48;
 /// Up to so many rows, weights are streamed instead of packed.
@@ -47,7 +49,7 @@ unsafe impl Sync for Problem<'_> {}
 
 impl Problem<'_> {
     /// Whether this is x Wᵀ with few rows: both factors lie along k.
-    fn streamed(&self) -> bool {
+    pub(super) fn streamed(&self) -> bool {
         self.m <= STREAMED_ROWS && self.k > 0 && self.a.col_stride == 1 && self.b.row_stride == 1
     }
 
@@ -65,7 +67,7 @@ struct Task {
 
 /// Memory whose cache lines begin at its start.
 #[derive(Default)]
-struct Scratch(Vec<CacheLine>);
+pub(super) struct Scratch(Vec<CacheLine>);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -73,7 +75,7 @@ struct CacheLine([f32; 16]);
 
 impl Scratch {
     /// At least `len` values, whatever they are; earlier contents stay while `len` does not grow.
-    fn get(&mut self, len: usize) -> &mut [f32] {
+    pub(super) fn get(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
             self.0.resize(lines, CacheLine([0.0; 16]));
@@ -130,6 +132,8 @@ macro_rules! with_lines {
     };
 }
 
+pub(super) use with_lines;
+
 /// Computes all problems. None has m or n 0, or f64 data.
 pub(super) fn run(problems: &[Problem<'_>], form: Form) {
     static CALLS: AtomicU64 = AtomicU64::new(0);
@@ -162,7 +166,7 @@ fn plan(problems: &[Problem<'_>], threads: usize) -> Vec<Task> {
     let share = if threads == 1 { usize::MAX } else { work / (2 * threads) };
     let mut tasks = Vec::new();
     for (problem, p) in problems.iter().enumerate() {
-        let (mut rows, mut cols) = (p.m, p.n.min(COLS));
+        let (mut rows, mut cols) = (p.m, p.n.min(most_cols()));
         if p.streamed() {
             let most = if threads == 1 { p.n } else { p.n.div_ceil(16 * threads) };
             cols = (STREAM / p.k).max(most).max(1).next_multiple_of(GROUP);
@@ -359,7 +363,9 @@ fn pack_a(
     packed.x_key = None;
     let start = i * p.a.row_stride + first * p.a.col_stride;
     if p.a.col_stride == 1 {
-        if let (Data::F32(a), Form::Exact) = (p.a.data, form) {
+        // Rows a multiple of 4 KiB apart share one set of the first-level cache, and fourteen do not fit into it.
+        let crowded = p.a.row_stride.is_multiple_of(1024) && m > 8;
+        if let (Data::F32(a), Form::Exact, false) = (p.a.data, form, crowded) {
             return (a[start.min(a.len())..].as_ptr(), mr * p.a.row_stride, p.a.row_stride, 1);
         }
         let distance = row_distance(form, k);

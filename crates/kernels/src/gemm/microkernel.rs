@@ -38,7 +38,7 @@ pub(super) fn tile_size(isa: Isa) -> (usize, usize) {
     match isa {
         Isa::Portable => (4, 8),
         Isa::Avx2 => (6, 16),
-        Isa::Avx512 => (14, 32),
+        Isa::Avx512 | Isa::Amx => (14, 32),
     }
 }
 
@@ -92,6 +92,16 @@ unsafe fn tile<V: Vf32, D: Dot<V>, const R: usize, const NV: usize>(t: &Block) {
     let (mut a, mut b) = (t.a, t.b);
     // SAFETY: all reads are of row r < rows, unit u < units and columns below NR; all writes within the tile of C.
     unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if t.add {
+            // C was last touched a whole chunk ago.
+            for r in 0..R {
+                for j in 0..NV {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.ldc + j * V::LANES).cast());
+                }
+            }
+        }
         for _ in 0..t.units {
             let mut row = [V::zero(); NV];
             for j in 0..NV {

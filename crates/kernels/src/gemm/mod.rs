@@ -10,6 +10,8 @@ mod pack;
 mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use crate::float::Float;
 use blocked::Problem;
@@ -98,8 +100,8 @@ impl Mat<'_> {
 pub enum Compute {
     /// Inputs as they are.
     F32,
-    /// Both inputs rounded to bf16 (to nearest even) first. On AVX-512-BF16 the CPU multiplies pairs of bf16 and treats
-    /// denormals as zero; elsewhere the rounded inputs are multiplied in f32.
+    /// Both inputs rounded to bf16 (to nearest even) first. On AVX-512-BF16 and AMX the CPU multiplies pairs of bf16 and
+    /// treats denormals as zero; elsewhere the rounded inputs are multiplied in f32.
     Bf16,
 }
 
@@ -152,15 +154,25 @@ impl<T> Gemm<'_, T> {
 /// # Panics
 /// If a matrix is shorter than its shape and strides say, or has no unit stride.
 pub fn gemm<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute) {
-    let form = match compute {
-        Compute::F32 => Form::Exact,
-        Compute::Bf16 if crate::isa::bf16_dot() => Form::Pairs,
-        Compute::Bf16 => Form::Rounded,
+    let path = match compute {
+        Compute::F32 => Path::Vectors(Form::Exact),
+        Compute::Bf16 if crate::isa::isa() == crate::Isa::Amx => Path::Tiles,
+        Compute::Bf16 if crate::isa::bf16_dot() => Path::Vectors(Form::Pairs),
+        Compute::Bf16 => Path::Vectors(Form::Rounded),
     };
-    gemm_as(problems, compute, form);
+    gemm_as(problems, compute, path);
 }
 
-fn gemm_as<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute, form: Form) {
+/// Which registers hold the sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Path {
+    /// Vectors, whose units are as the form says.
+    Vectors(Form),
+    /// Tiles. Few rows are streamed through vectors there, too.
+    Tiles,
+}
+
+fn gemm_as<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute, path: Path) {
     let mut fast = Vec::with_capacity(problems.len());
     for p in problems {
         p.check();
@@ -184,5 +196,19 @@ fn gemm_as<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute, form: Form)
             _ => reference::gemm(p, compute),
         }
     }
-    blocked::run(&fast, form);
+    match path {
+        Path::Vectors(form) => blocked::run(&fast, form),
+        #[cfg(not(target_arch = "x86_64"))]
+        Path::Tiles => unreachable!("invariant: only x86 has tile registers"),
+        #[cfg(target_arch = "x86_64")]
+        Path::Tiles => {
+            let (few, many): (Vec<_>, Vec<_>) = fast.into_iter().partition(Problem::streamed);
+            if !few.is_empty() {
+                blocked::run(&few, Form::Pairs);
+            }
+            if !many.is_empty() {
+                tiles::run(&many);
+            }
+        }
+    }
 }

@@ -102,7 +102,7 @@ impl Case {
 const GAP: f32 = 1234.5;
 
 /// Runs all cases as one group and gives all results.
-fn compute(cases: &[Case], compute: Compute, form: Option<Form>, oracle: bool) -> Vec<Vec<f32>> {
+fn compute(cases: &[Case], compute: Compute, path: Option<Path>, oracle: bool) -> Vec<Vec<f32>> {
     let inputs: Vec<_> = cases
         .iter()
         .map(|c| {
@@ -136,9 +136,9 @@ fn compute(cases: &[Case], compute: Compute, form: Option<Form>, oracle: bool) -
             accumulate: c.accumulate,
         })
         .collect();
-    match (oracle, form) {
+    match (oracle, path) {
         (true, _) => problems.iter_mut().for_each(|p| reference::gemm(p, compute)),
-        (false, Some(form)) => gemm_as(&mut problems, compute, form),
+        (false, Some(path)) => gemm_as(&mut problems, compute, path),
         (false, None) => gemm(&mut problems, compute),
     }
     results
@@ -149,14 +149,14 @@ fn check(cases: &[Case]) {
     let modes = [
         (Compute::F32, None),
         (Compute::Bf16, None),
-        (Compute::Bf16, Some(Form::Pairs)),
+        (Compute::Bf16, Some(Path::Vectors(Form::Pairs))),
     ];
-    for (arithmetic, form) in modes {
-        let want = compute(cases, arithmetic, form, true);
+    for (arithmetic, path) in modes {
+        let want = compute(cases, arithmetic, path, true);
         for set in supported() {
             let run = |threads| {
                 with_isa(set, || {
-                    with_threads(threads, || compute(cases, arithmetic, form, false))
+                    with_threads(threads, || compute(cases, arithmetic, path, false))
                 })
             };
             let got = run(1);
@@ -167,7 +167,7 @@ fn check(cases: &[Case]) {
                 for (i, (w, g)) in want.iter().zip(got).enumerate() {
                     assert!(
                         (w - g).abs() <= bound,
-                        "{set:?} {form:?} {case:?}: [{i}] is {g}, not {w} ± {bound}"
+                        "{set:?} {path:?} {case:?}: [{i}] is {g}, not {w} ± {bound}"
                     );
                 }
             }
