@@ -5,7 +5,7 @@
 //! recipe is carried out, and opens no file.
 //!
 //! ```toml
-//! method = "hc-smoe"              # or "prune"
+//! method = "hc-smoe"              # or "prune", "o-prune"
 //! similarity = "expert-output"    # "weight", "router-logits"
 //! linkage = "average"             # "single", "complete", "ward-unsquared"
 //! merge = "frequency"             # "average", "aligned", "aligned-average"
@@ -13,7 +13,7 @@
 //! calibration = { text = "c4.txt", sequences = 32, length = 2048, seed = 42 }   # or ids = "calib.safetensors"
 //! ```
 //!
-//! `method = "prune"` takes `score` instead of `similarity`, `linkage` and `merge`.
+//! `method = "prune"` takes `score` instead of `similarity`, `linkage` and `merge`; `"o-prune"` takes none of them.
 //!
 //! Choices: `aligned` weighs by frequency after matching neurons one to one, `aligned-average` weighs alike. The
 //! default score is `reap-softmax`, what REAP does for models that do not renormalise. Only `budget` has no default.
@@ -56,6 +56,16 @@ pub enum Method {
         /// What an expert is judged by.
         score: Score,
     },
+    /// Keep the subset of experts that changes the output least, see [`crate::oprune`].
+    OPrune,
+}
+
+/// The values of the key `method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MethodName {
+    HcSmoe,
+    Prune,
+    OPrune,
 }
 
 /// Where calibration tokens come from.
@@ -173,7 +183,11 @@ struct RawCalibration {
 /// Names of the values of a key; the first is the default.
 type Names<T> = &'static [(&'static str, T)];
 
-const METHODS: Names<bool> = &[("hc-smoe", false), ("prune", true)];
+const METHODS: Names<MethodName> = &[
+    ("hc-smoe", MethodName::HcSmoe),
+    ("prune", MethodName::Prune),
+    ("o-prune", MethodName::OPrune),
+];
 const SIMILARITIES: Names<Similarity> = &[
     ("expert-output", Similarity::ExpertOutput),
     ("weight", Similarity::Weight),
@@ -285,7 +299,7 @@ impl MergeRecipe {
             Method::HcSmoe { similarity, merge, .. } => {
                 similarity != Similarity::Weight || merge.weighting == Weighting::Frequency
             }
-            Method::Prune { .. } => true,
+            Method::Prune { .. } | Method::OPrune => true,
         }
     }
 
@@ -305,15 +319,16 @@ impl MergeRecipe {
                 linkage,
                 merge,
             } => {
-                raw.method = name_of(METHODS, &false);
+                raw.method = name_of(METHODS, &MethodName::HcSmoe);
                 raw.similarity = name_of(SIMILARITIES, similarity);
                 raw.linkage = name_of(LINKAGES, linkage);
                 raw.merge = name_of(MERGES, merge);
             }
             Method::Prune { score } => {
-                raw.method = name_of(METHODS, &true);
+                raw.method = name_of(METHODS, &MethodName::Prune);
                 raw.score = name_of(SCORES, score);
             }
+            Method::OPrune => raw.method = name_of(METHODS, &MethodName::OPrune),
         }
         toml::to_string(&raw).map_err(|error| RecipeError::Toml(error.to_string()))
     }
@@ -321,27 +336,32 @@ impl MergeRecipe {
 
 impl RawRecipe {
     fn method(&self) -> Result<Method, RecipeError> {
-        let other = |key, value: &Option<String>, method: &str| match value {
-            Some(_) => refuse(
+        let name = named("method", METHODS, self.method.as_deref())?;
+        let only = |method: MethodName, key, value: &Option<String>| match value {
+            Some(_) if name != method => refuse(
                 key,
-                format!("it has no meaning for method = \"{method}\""),
+                format!(
+                    "it has no meaning for method = \"{}\"",
+                    name_of(METHODS, &name).unwrap_or_default()
+                ),
                 "remove the key or change `method`",
             ),
-            None => Ok(()),
+            _ => Ok(()),
         };
-        if named("method", METHODS, self.method.as_deref())? {
-            other("similarity", &self.similarity, "prune")?;
-            other("linkage", &self.linkage, "prune")?;
-            other("merge", &self.merge, "prune")?;
-            return Ok(Method::Prune {
+        only(MethodName::HcSmoe, "similarity", &self.similarity)?;
+        only(MethodName::HcSmoe, "linkage", &self.linkage)?;
+        only(MethodName::HcSmoe, "merge", &self.merge)?;
+        only(MethodName::Prune, "score", &self.score)?;
+        Ok(match name {
+            MethodName::HcSmoe => Method::HcSmoe {
+                similarity: named("similarity", SIMILARITIES, self.similarity.as_deref())?,
+                linkage: named("linkage", LINKAGES, self.linkage.as_deref())?,
+                merge: named("merge", MERGES, self.merge.as_deref())?,
+            },
+            MethodName::Prune => Method::Prune {
                 score: named("score", SCORES, self.score.as_deref())?,
-            });
-        }
-        other("score", &self.score, "hc-smoe")?;
-        Ok(Method::HcSmoe {
-            similarity: named("similarity", SIMILARITIES, self.similarity.as_deref())?,
-            linkage: named("linkage", LINKAGES, self.linkage.as_deref())?,
-            merge: named("merge", MERGES, self.merge.as_deref())?,
+            },
+            MethodName::OPrune => Method::OPrune,
         })
     }
 }
