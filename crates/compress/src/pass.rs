@@ -219,9 +219,11 @@ fn piece_tokens(c: &ModelConfig, wanted: Wanted) -> usize {
         };
         chosen.max(every) + 4 * m.experts
     };
-    let ffn = |ffn: &FfnConfig| match ffn {
-        FfnConfig::Dense { width } => 3 * width,
-        _ => ffn.moe().map_or(0, routed),
+    let ffn = |ffn: &FfnConfig| {
+        if let FfnConfig::Dense { width } = ffn {
+            return 3 * width;
+        }
+        ffn.moe().map_or(0, routed)
     };
     let widest = c.layers.iter().map(|l| ffn(&l.ffn)).max().unwrap_or(0);
     let expert = c.moe_layers().map(|(_, m)| 3 * d * m.width).max().unwrap_or(0);
