@@ -3,8 +3,10 @@
 use super::{Checks, VerifyError, doubles, floats, worst};
 use ounce_compress::{
     CalibrationIds, CompressError, LayerReport, MergeJob, MergeRecipe,
-    cluster::Linkage,
-    gather, hc_smoe, merge, oprune,
+    cluster::{CutError, Linkage, agglomerate},
+    gather,
+    geometry::Geometry,
+    grouping, hc_smoe, merge, oprune,
     prune::{Score, keep_best},
     recipe::Similarity,
     statistics::{LayerStatistics, Wanted},
@@ -61,6 +63,7 @@ pub(super) fn run(dir: &Path, json: &Value, checks: &mut Checks) -> Result<(), V
     case.check_statistics(&statistics, checks)?;
     case.check_pruning(&statistics, checks)?;
     case.check_groups(&statistics, checks)?;
+    case.check_members(&statistics, checks)?;
     case.check_identity(checks)?;
     let names: Vec<String> = case
         .expected
@@ -151,7 +154,11 @@ impl Case<'_> {
             let keys = format!("method = \"o-prune\"\nbudget = {{ experts = {r} }}");
             let (_, layers) = self.merged(&format!("oprune.r{r}"), &keys, false)?;
             let written: Vec<Vec<usize>> = layers.iter().map(|l| l.groups().concat()).collect();
-            self.check_ids(format!("oprune.best.r{r}"), &written, checks)?;
+            checks.equal(
+                format!("oprune.best.r{r}, written"),
+                written == best,
+                format!("{written:?}"),
+            );
         }
         Ok(())
     }
@@ -192,6 +199,36 @@ impl Case<'_> {
                         .collect();
                     let theirs = self.expected.view(&name)?.to_i64_vec()?;
                     checks.equal(name, ours == theirs, format!("{ours:?} where {theirs:?} is expected"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Dominant members of the groups, and the groups of one-shot grouping.
+    fn check_members(&self, statistics: &[LayerStatistics], checks: &mut Checks) -> Result<(), VerifyError> {
+        let geometries = |of: fn(&LayerStatistics) -> &Option<Geometry>| -> Vec<&Geometry> {
+            statistics.iter().filter_map(|s| of(s).as_ref()).collect()
+        };
+        let outputs = geometries(|s| &s.output_geometry);
+        for r in 1..=self.experts {
+            let name = format!("dominant.r{r}");
+            if self.expected.contains(&name) {
+                let dominants = |g: &&Geometry| -> Result<Vec<usize>, CutError> {
+                    let grouping = agglomerate(g, Linkage::Average).cut(r)?;
+                    let members = grouping.groups().iter();
+                    Ok(members.filter_map(|group| grouping::dominant(g, group)).collect())
+                };
+                let ours: Vec<Vec<usize>> = outputs.iter().map(dominants).collect::<Result<_, _>>()?;
+                self.check_ids(name, &ours, checks)?;
+            }
+            for (feature, geometries) in [("output", &outputs), ("router", &geometries(|s| &s.router_geometry))] {
+                let name = format!("oneshot.{feature}.r{r}");
+                if self.expected.contains(&name) {
+                    let layers = geometries.iter().zip(statistics);
+                    let ours = layers.map(|(g, s)| Ok(grouping::one_shot(g, &s.usage_counts, r)?.labels().to_vec()));
+                    let ours: Vec<Vec<usize>> = ours.collect::<Result<_, CutError>>()?;
+                    self.check_ids(name, &ours, checks)?;
                 }
             }
         }

@@ -48,6 +48,9 @@ pub enum VerifyError {
     /// Merging in it.
     #[error(transparent)]
     Compress(#[from] ounce_compress::CompressError),
+    /// Grouping in it.
+    #[error(transparent)]
+    Cut(#[from] ounce_compress::cluster::CutError),
 }
 
 /// Collects the checks of one case.
