@@ -256,4 +256,44 @@ mod tests {
         assert!(piece(4, 1024, 128) < piece(2, 1024, 128));
         assert!(piece(8, 4096, 64) >= 16);
     }
+
+    /// Later pieces must see the keys of earlier ones, at their positions.
+    #[test]
+    fn cut_sequences_give_what_whole_ones_give() {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/merge_mixtral");
+        let model = Model::open(&case.join("model"), false).unwrap();
+        let row = |start: u32| (0..23).map(|i| (start + i * i) % 90).collect();
+        let ids = CalibrationIds {
+            rows: vec![row(3), row(8)],
+        };
+        let wanted = Wanted {
+            outputs: true,
+            router_columns: true,
+            subsets: Some(6),
+        };
+        let scratch = tempfile::tempdir().unwrap();
+        let measured = |piece| {
+            let mut pass = Pass::new(&model, &ids, wanted, scratch.path()).unwrap();
+            pass.piece = piece;
+            let mut all = Vec::new();
+            let mut each = |_, s: Option<LayerStatistics>| {
+                all.extend(s);
+                Ok(())
+            };
+            pass.run(0, &mut each, &AtomicBool::new(false)).unwrap();
+            all
+        };
+        let whole = measured(64);
+        assert_eq!(whole.len(), 2);
+        for piece in [1, 5, 23] {
+            for (a, b) in whole.iter().zip(measured(piece)) {
+                assert_eq!(a.usage_counts, b.usage_counts, "piece {piece}");
+                let pairs = [(&a.mean_output, &b.mean_output), (&a.subset_losses, &b.subset_losses)];
+                for (x, y) in pairs.into_iter().flat_map(|(a, b)| a.iter().zip(b)) {
+                    assert!((x - y).abs() < 1e-5 * (1.0 + x.abs()), "piece {piece}: {x} {y}");
+                }
+            }
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "files were left");
+    }
 }

@@ -1,4 +1,4 @@
-//! What the experts of a layer do on calibration tokens. [`crate::pass`] brings the tokens.
+//! What the experts of a layer do on calibration tokens. The streaming pass ([`crate::gather`]) brings the tokens.
 //!
 //! Symbols: n experts, k experts per token, N calibration tokens, d model width.
 

@@ -24,7 +24,10 @@ fn place() -> (TempDir, PathBuf) {
 }
 
 fn calibrated(dir: &Path, keys: &str) -> String {
-    format!("{keys}\ncalibration = {{ ids = {:?} }}\n", dir.join("ids.safetensors"))
+    format!(
+        "{keys}\ncalibration = {{ ids = {:?} }}\n",
+        text(&dir.join("ids.safetensors"))
+    )
 }
 
 /// Insists on exit code 1, a message with these words, and nothing at or beside `out`.
@@ -161,7 +164,7 @@ fn broken_input_is_refused_before_anything_is_written() {
     let good = calibrated(dir.path(), half);
     let mixtral = golden("mixtral");
 
-    let ids = |name: &str| format!("{half}\ncalibration = {{ ids = {:?} }}\n", dir.path().join(name));
+    let ids = |name: &str| format!("{half}\ncalibration = {{ ids = {:?} }}\n", text(&dir.path().join(name)));
     refused(
         &merge(&mixtral, &ids("absent")),
         &out,
@@ -183,7 +186,7 @@ fn broken_input_is_refused_before_anything_is_written() {
     refused(&merge(&mixtral, &ids("flat")), &out, &["flat", "[N, T]", "hint: "]);
     write_ids(&dir.path().join("empty"), &[], &[0, 3]);
     refused(&merge(&mixtral, &ids("empty")), &out, &["empty", "no token", "hint: "]);
-    let words = format!("{half}\ncalibration = {{ text = {recipe:?} }}\n");
+    let words = format!("{half}\ncalibration = {{ text = {:?} }}\n", text(&recipe));
     refused(&merge(&mixtral, &words), &out, &["tokenizer"]);
 
     let model = copy_of("mixtral");

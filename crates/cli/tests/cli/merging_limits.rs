@@ -61,7 +61,7 @@ fn a_long_sequence_is_measured_within_the_bound() {
     let recipe = dir.path().join("merge.toml");
     let toml = format!(
         "budget = {{ experts = 3 }}\ncalibration = {{ ids = {:?} }}\n",
-        dir.path().join("ids")
+        text(&dir.path().join("ids"))
     );
     fs::write(&recipe, toml).unwrap();
     let at_once = chosen * 3 * width * tokens * 4;
@@ -89,7 +89,7 @@ fn a_wide_layer_is_merged_within_the_bound() {
     let recipe = dir.path().join("merge.toml");
     let toml = format!(
         "budget = {{ experts = 8 }}\ncalibration = {{ ids = {:?} }}\n",
-        dir.path().join("ids")
+        text(&dir.path().join("ids"))
     );
     fs::write(&recipe, toml).unwrap();
     let expert = 3 * d * width;
@@ -106,7 +106,10 @@ fn a_disk_that_fills_up_leaves_what_can_be_continued() {
     let recipe = dir.path().join("merge.toml");
     fs::write(
         &recipe,
-        format!("budget = {{ experts = 5 }}\ncalibration = {{ ids = {ids:?} }}\n"),
+        format!(
+            "budget = {{ experts = 5 }}\ncalibration = {{ ids = {:?} }}\n",
+            text(&ids)
+        ),
     )
     .unwrap();
     let whole = dir.path().join("whole");
