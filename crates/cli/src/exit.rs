@@ -37,8 +37,10 @@ macro_rules! from_library {
     ($($error:ty),*) => { $(
         impl From<$error> for Failure {
             fn from(error: $error) -> Self {
-                let hint = error.hint().map(|h| h.to_string());
-                Self::User { message: error.to_string(), hint }
+                match error.hint() {
+                    Some(hint) => Self::user(error.to_string(), hint),
+                    None => Self::from_error(&error),
+                }
             }
         }
     )* };

@@ -4,10 +4,10 @@ use crate::{
     error::CompressError,
     recipe::{Calibration, CalibrationSource},
 };
-use ounce_formats::{SafetensorsFile, fsx};
+use ounce_formats::{SafetensorsFile, TensorView, fsx};
 use ounce_kernels::Philox;
 use ounce_model::{ModelError, Tokenizer};
-use std::path::Path;
+use std::{io::Read, path::Path};
 
 /// Sequences of token ids, all of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,56 +19,79 @@ pub struct CalibrationIds {
 /// Philox stream of the choice of sequences.
 const STREAM: u64 = 0x6361_6c69;
 
+/// A text is read up to here: thousands of sequences to choose from, and their ids fit in little memory.
+const TEXT_BYTES: usize = 16 << 20;
+/// Bytes of text that are tokenised together; the tokenizer needs many times as much memory.
+const PIECE_BYTES: usize = 1 << 20;
+
 impl CalibrationIds {
-    /// Reads what the recipe asks for; text is tokenised with the tokenizer in `model`, cut into blocks of `length`, and
-    /// `sequences` of them are chosen by the seed, kept in the order of the text.
+    /// Reads what the recipe asks for; text (its first 16 MiB) is tokenised with the tokenizer in `model`, cut into
+    /// blocks of `length`, and `sequences` of them are chosen by the seed, kept in the order of the text.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds fewer tokens than one sequence.
+    /// If the file cannot be read, holds no token, or an id is none.
     pub fn load(calibration: &Calibration, model: &Path) -> Result<Self, CompressError> {
         match &calibration.source {
             CalibrationSource::Ids(path) => {
                 let file = SafetensorsFile::open(path)?;
                 let view = file.view("input_ids")?;
-                let [rows, length] = view.shape[..] else {
+                let &[rows, length] = view.shape else {
                     let rule = format!("tensor \"input_ids\" must be [N, T], is {:?}", view.shape);
-                    return Err(CompressError::input(path.display().to_string(), rule, ""));
+                    return Err(refuse(path, rule, "store one sequence of ids per row"));
                 };
-                let ids = view.to_i64_vec()?;
-                let all: Vec<Vec<u32>> = ids
-                    .chunks(length.max(1))
-                    .map(|row| {
-                        row.iter()
-                            .take(calibration.length.unwrap_or(length))
-                            .map(|&id| id as u32)
-                            .collect()
-                    })
-                    .collect();
-                if let Some(bad) = ids.iter().find(|&&id| u32::try_from(id).is_err()) {
-                    let rule = format!("token id {bad} is no id");
-                    return Err(CompressError::input(path.display().to_string(), rule, ""));
+                let taken = calibration.length.unwrap_or(length).min(length);
+                if rows == 0 || taken == 0 {
+                    return Err(refuse(
+                        path,
+                        "tensor \"input_ids\" holds no token",
+                        "give at least one row",
+                    ));
                 }
+                // Only the chosen rows are read: the file may be large.
+                let chosen = chosen(rows, calibration.sequences.unwrap_or(rows), calibration.seed);
+                let read = |row: usize| -> Result<Vec<u32>, CompressError> {
+                    let size = view.bytes.len() / (rows * length);
+                    let start = row * length * size;
+                    let part = TensorView {
+                        bytes: &view.bytes[start..start + taken * size],
+                        ..view
+                    };
+                    let ids = part.to_i64_vec()?;
+                    let id = |&id: &i64| {
+                        let rule = || format!("tensor \"input_ids\": {id} in row {row} is no token id");
+                        u32::try_from(id).map_err(|_| refuse(path, rule(), "ids are not negative"))
+                    };
+                    ids.iter().map(id).collect()
+                };
                 Ok(Self {
-                    rows: chosen(all, calibration.sequences.unwrap_or(rows), calibration.seed),
+                    rows: chosen.into_iter().map(read).collect::<Result<_, _>>()?,
                 })
             }
             CalibrationSource::Text(path) => {
-                let text = fsx::read_to_string(path)?;
                 let tokenizer = Tokenizer::from_folder(model).map_err(ModelError::from)?;
-                let ids = tokenizer.encode(&text, true).map_err(ModelError::from)?;
-                let length = calibration.length.unwrap_or(2048);
-                // A text shorter than one sequence is one short sequence.
-                let length = length.min(ids.len());
-                let all: Vec<Vec<u32>> = ids.chunks_exact(length.max(1)).map(<[u32]>::to_vec).collect();
-                if all.is_empty() {
-                    return Err(CompressError::input(
-                        path.display().to_string(),
-                        "holds no token",
-                        "give a longer text",
-                    ));
+                let text = beginning(path)?;
+                let mut ids = Vec::new();
+                let mut rest = text.as_str();
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(cut(rest, PIECE_BYTES));
+                    // Marks of the beginning belong to the text, not to its pieces.
+                    let first = rest.len() == text.len();
+                    ids.extend(tokenizer.encode(piece, first).map_err(ModelError::from)?);
+                    rest = after;
                 }
+                // A text shorter than one sequence is one short sequence.
+                let length = calibration.length.unwrap_or(2048).min(ids.len());
+                if length == 0 {
+                    return Err(refuse(path, "holds no token", "give a longer text"));
+                }
+                let blocks: Vec<&[u32]> = ids.chunks_exact(length).collect();
+                let chosen = chosen(
+                    blocks.len(),
+                    calibration.sequences.unwrap_or(32),
+                    calibration.seed.or(Some(42)),
+                );
                 Ok(Self {
-                    rows: chosen(all, calibration.sequences.unwrap_or(32), calibration.seed.or(Some(42))),
+                    rows: chosen.into_iter().map(|i| blocks[i].to_vec()).collect(),
                 })
             }
         }
@@ -78,24 +101,109 @@ impl CalibrationIds {
     pub fn tokens(&self) -> usize {
         self.rows.iter().map(Vec::len).sum()
     }
+
+    /// Refuses ids that the model has no embedding for.
+    pub(crate) fn check(&self, calibration: &Calibration, vocabulary: usize) -> Result<(), CompressError> {
+        let (CalibrationSource::Text(path) | CalibrationSource::Ids(path)) = &calibration.source;
+        match self.rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(refuse(
+                path,
+                format!("token id {id} is outside the vocabulary of {vocabulary}"),
+                "were the ids made by the tokenizer of this model?",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// SHA-256 of all rows and their lengths.
+    pub(crate) fn hash(&self) -> String {
+        let mut bytes = Vec::with_capacity(4 * self.tokens() + 8 * self.rows.len());
+        for row in &self.rows {
+            bytes.extend((row.len() as u64).to_le_bytes());
+            bytes.extend(row.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        fsx::sha256_bytes(&bytes)
+    }
 }
 
-/// `count` of the rows: the first ones without a seed, else a seeded choice in file order.
-fn chosen(rows: Vec<Vec<u32>>, count: usize, seed: Option<u64>) -> Vec<Vec<u32>> {
-    if count >= rows.len() {
-        return rows;
-    }
-    let Some(seed) = seed else {
-        return rows.into_iter().take(count).collect();
+fn refuse(path: &Path, rule: impl Into<String>, hint: &str) -> CompressError {
+    CompressError::input(path.display().to_string(), rule, hint)
+}
+
+/// The first [`TEXT_BYTES`] of a text, cut as [`cut`] does.
+fn beginning(path: &Path) -> Result<String, CompressError> {
+    let mut bytes = Vec::new();
+    let read = fsx::open(path)?.take(TEXT_BYTES as u64 + 4).read_to_end(&mut bytes);
+    let utf8 = |bytes: Vec<u8>| {
+        let long = bytes.len() > TEXT_BYTES;
+        match String::from_utf8(bytes) {
+            Ok(text) => Some(text),
+            // Where we stopped reading, a character may have been cut in two.
+            Err(e) if long && e.utf8_error().error_len().is_none() => {
+                let whole = e.utf8_error().valid_up_to();
+                let mut bytes = e.into_bytes();
+                bytes.truncate(whole);
+                String::from_utf8(bytes).ok()
+            }
+            Err(_) => None,
+        }
     };
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&i| (Philox::at(seed, STREAM, 0, i as u64), i));
-    let mut keep = vec![false; rows.len()];
-    for &i in &order[..count] {
-        keep[i] = true;
+    let text = read.map_err(|e| refuse(path, format!("cannot be read: {e}"), "check the disk"))?;
+    debug_assert_eq!(text, bytes.len());
+    let Some(mut text) = utf8(bytes) else {
+        return Err(refuse(path, "is not UTF-8 text", "convert it, or give ids"));
+    };
+    text.truncate(cut(&text, TEXT_BYTES));
+    Ok(text)
+}
+
+/// Where to end a piece of at most `most` bytes: after its last line, or at least between two characters.
+fn cut(text: &str, most: usize) -> usize {
+    if text.len() <= most {
+        return text.len();
     }
-    rows.into_iter()
-        .zip(keep)
-        .filter_map(|(row, keep)| keep.then_some(row))
-        .collect()
+    let end = text.floor_char_boundary(most);
+    text[..end].rfind('\n').map_or(end, |line| line + 1)
+}
+
+/// `count` of `rows`: the first ones without a seed, else a seeded choice, in order.
+fn chosen(rows: usize, count: usize, seed: Option<u64>) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rows).collect();
+    if count >= rows {
+        return order;
+    }
+    if let Some(seed) = seed {
+        order.sort_by_key(|&i| (Philox::at(seed, STREAM, 0, i as u64), i));
+    }
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_chosen_by_the_seed_and_stay_in_order() {
+        assert_eq!(chosen(3, 9, Some(1)), [0, 1, 2]);
+        assert_eq!(chosen(9, 3, None), [0, 1, 2]);
+        let (one, two) = (chosen(1000, 5, Some(1)), chosen(1000, 5, Some(2)));
+        assert!(one.is_sorted() && one != two && one == chosen(1000, 5, Some(1)));
+    }
+
+    #[test]
+    fn texts_are_cut_after_a_line_and_never_within_a_character() {
+        assert_eq!(cut("ab\ncd", 9), 5);
+        assert_eq!(cut("ab\ncd", 4), 3);
+        assert_eq!(cut("aäöü", 4), 3);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("long.txt");
+        let line = "ä".repeat(49) + "\n";
+        std::fs::write(&path, line.repeat(TEXT_BYTES / 99 + 9)).unwrap();
+        let text = beginning(&path).unwrap();
+        assert!(text.len() <= TEXT_BYTES && text.len() > TEXT_BYTES - 99 && text.ends_with('\n'));
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(beginning(&path).unwrap_err().to_string().contains("UTF-8"));
+    }
 }

@@ -216,6 +216,17 @@ impl Geometry {
         sums.finish()
     }
 
+    /// Squared distances `[n, n]` and norms `[n]`, to be kept in a file.
+    pub(crate) fn parts(&self) -> (&[f64], &[f64]) {
+        (&self.squared, &self.norm)
+    }
+
+    /// What [`Geometry::parts`] gave; `None` if the lengths do not fit each other.
+    pub(crate) fn from_parts(squared: Vec<f64>, norm: Vec<f64>) -> Option<Self> {
+        let n = norm.len();
+        (squared.len() == n * n).then_some(Self { n, squared, norm })
+    }
+
     /// From a resident table `[t, n]`, row-major, whose columns are the feature vectors.
     ///
     /// # Errors

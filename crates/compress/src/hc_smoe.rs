@@ -23,7 +23,7 @@ use crate::{
     budget::Budget,
     cluster::{Dendrogram, Linkage, agglomerate},
     error::{CompressError, LayerError},
-    geometry::{Geometry, PairAccumulator},
+    geometry::{Geometry, GeometryError, PairAccumulator},
     grouping::Grouping,
     recipe::Similarity,
     statistics::LayerStatistics,
@@ -60,14 +60,8 @@ pub fn plan(
     let mut trees: Vec<Dendrogram> = Vec::with_capacity(layers.len());
     for (i, &layer) in layers.iter().enumerate() {
         let geometry = match similarity {
-            Similarity::ExpertOutput => {
-                let s = &statistics[i];
-                Geometry::from_points(&s.mean_output, s.usage_counts.len())
-            }
-            Similarity::RouterLogits => match &statistics[i].router_geometry {
-                Some(geometry) => Ok(geometry.clone()),
-                None => Geometry::from_points::<f64>(&[], 0),
-            },
+            Similarity::ExpertOutput => measured(statistics[i].output_geometry.as_ref()),
+            Similarity::RouterLogits => measured(statistics[i].router_geometry.as_ref()),
             Similarity::Weight => weight_geometry(model, layer),
         };
         trees.push(agglomerate(
@@ -90,8 +84,13 @@ pub fn plan(
         .collect()
 }
 
+/// Distances that the statistics hold; an error if they were not asked for.
+fn measured(geometry: Option<&Geometry>) -> Result<Geometry, GeometryError> {
+    geometry.cloned().ok_or(GeometryError::Empty)
+}
+
 /// Distances of flattened gate, up and down matrices, a piece of every expert at a time.
-fn weight_geometry(model: &Model, layer: usize) -> Result<Geometry, crate::geometry::GeometryError> {
+fn weight_geometry(model: &Model, layer: usize) -> Result<Geometry, GeometryError> {
     let blocks = model.plan().blocks();
     let Some(moe) = blocks[layer].ffn().as_moe() else {
         return Geometry::from_points::<f64>(&[], 0);

@@ -2,9 +2,9 @@
 //!
 //! This crate owns the decisions of expert merging (HC-SMoE) and of its pruning baselines: which experts are alike
 //! ([`geometry`], [`cluster`], [`grouping`]), how many each layer keeps ([`budget`]), how a group becomes one expert
-//! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`]) and how a user asks for all that
+//! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`], [`oprune`]) and how a user asks for all that
 //! ([`recipe`]). The decisions exist apart from the pass over a checkpoint so that every one of them is a pure function
-//! of small arrays, checked to the last label without a model. The pass itself ([`statistics`], [`hc_smoe`], [`merge`])
+//! of small arrays, checked to the last label without a model. The pass itself ([`gather`], [`statistics`], [`hc_smoe`], [`merge`])
 //! streams: weights stay file-backed. It must not know training or serving.
 
 pub mod align;
@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod geometry;
 pub mod grouping;
 pub mod merge_rule;
+pub mod oprune;
 pub mod prune;
 pub mod recipe;
 pub mod statistics;
@@ -20,10 +21,13 @@ pub mod statistics;
 mod calibrate;
 mod error;
 pub mod hc_smoe;
+mod hidden;
 mod merge;
 mod output;
+mod pass;
 
 pub use calibrate::CalibrationIds;
 pub use error::{CompressError, LayerError};
-pub use merge::{LayerReport, MergeEstimate, MergeEvent, MergeJob, MergeReport, estimate, merge, scores};
+pub use merge::{LayerReport, MergeEstimate, MergeEvent, MergeJob, MergeReport, estimate, merge};
+pub use pass::gather;
 pub use recipe::{MergeRecipe, RecipeError};

@@ -2,12 +2,13 @@
 //!
 //! *Collapsed* (default): the router keeps its n outputs, experts 0..r carry stock names, and `config.json` says
 //! `model_type: "ounce_merged"` with `expert_map`. *Expanded*: n copies under the stock `model_type`; loads anywhere, is
-//! no smaller. *Pruned*: a plain stock checkpoint with fewer router rows.
+//! no smaller. *Pruned*: a plain stock checkpoint with fewer router rows; or, if layers keep different numbers of experts,
+//! `model_type: "ounce_merged"` with `experts_per_layer`.
 
-use crate::{error::CompressError, hc_smoe::LayerPlan};
+use crate::hc_smoe::LayerPlan;
 use ounce_formats::{Checkpoint, Dtype, TensorSpec};
 use ounce_model::{ModelConfig, config::MoeConfig};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// One of an expert's three matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,37 +133,35 @@ fn push_experts(
 }
 
 /// The `config.json` of the output.
-///
-/// # Errors
-/// If pruning left layers with different numbers of experts, which a stock configuration cannot express.
-pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Result<Value, CompressError> {
+pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Value {
     let mut raw = config.raw.clone();
+    let ours = |raw: &mut Map<String, Value>, key: &str, value: Value| {
+        raw.insert("model_type".into(), "ounce_merged".into());
+        raw.insert("base_model_type".into(), config.model_type.clone().into());
+        raw.insert("architectures".into(), json!(["OunceMergedForCausalLM"]));
+        raw.insert(key.into(), value);
+    };
     match decision {
         Decision::Merge { expanded: true, .. } => {}
         Decision::Merge { plans, .. } => {
             let maps: Vec<&[usize]> = plans.iter().map(|p| p.grouping.labels()).collect();
-            raw.insert("model_type".into(), "ounce_merged".into());
-            raw.insert("base_model_type".into(), config.model_type.clone().into());
-            raw.insert("architectures".into(), json!(["OunceMergedForCausalLM"]));
-            raw.insert("expert_map".into(), json!(maps));
+            ours(&mut raw, "expert_map", json!(maps));
         }
         Decision::Keep(kept) => {
             let r = kept.first().map_or(0, Vec::len);
             if kept.iter().any(|k| k.len() != r) {
-                return Err(CompressError::input(
-                    "budget",
-                    "layers would keep different numbers of experts, which a stock configuration cannot express",
-                    "give the same count for every layer when pruning",
-                ));
+                let counts: Vec<usize> = kept.iter().map(Vec::len).collect();
+                ours(&mut raw, "experts_per_layer", json!(counts));
+            } else {
+                let key = ["num_experts", "num_local_experts"]
+                    .into_iter()
+                    .find(|k| raw.contains_key(*k));
+                raw.insert(key.unwrap_or("num_experts").into(), r.into());
+                let k = config.moe_layers().next().map_or(1, |(_, m)| m.top_k);
+                raw.insert("num_experts_per_tok".into(), k.min(r).into());
             }
-            let key = ["num_experts", "num_local_experts"]
-                .into_iter()
-                .find(|k| raw.contains_key(*k));
-            raw.insert(key.unwrap_or("num_experts").into(), r.into());
-            let k = config.moe_layers().next().map_or(1, |(_, m)| m.top_k);
-            raw.insert("num_experts_per_tok".into(), k.min(r).into());
         }
     }
     raw.insert("ounce_version".into(), env!("CARGO_PKG_VERSION").into());
-    Ok(Value::Object(raw))
+    Value::Object(raw)
 }

@@ -5,7 +5,7 @@
 //! recipe is carried out, and opens no file.
 //!
 //! ```toml
-//! method = "hc-smoe"              # or "prune"
+//! method = "hc-smoe"              # or "prune", "o-prune"
 //! similarity = "expert-output"    # "weight", "router-logits"
 //! linkage = "average"             # "single", "complete", "ward-unsquared"
 //! merge = "frequency"             # "average", "aligned", "aligned-average"
@@ -13,19 +13,21 @@
 //! calibration = { text = "c4.txt", sequences = 32, length = 2048, seed = 42 }   # or ids = "calib.safetensors"
 //! ```
 //!
-//! `method = "prune"` takes `score` instead of `similarity`, `linkage` and `merge`.
+//! `method = "prune"` takes `score` instead of `similarity`, `linkage` and `merge`; `"o-prune"` takes none of them.
 //!
 //! Choices: `aligned` weighs by frequency after matching neurons one to one, `aligned-average` weighs alike. The
 //! default score is `reap-softmax`, what REAP does for models that do not renormalise. Only `budget` has no default.
 
+mod raw;
+
+use crate::{
+    budget::{Budget, BudgetError},
+    cluster::Linkage,
+    merge_rule::{MergeRule, Weighting},
+    prune::Score,
+};
+use raw::{LINKAGES, MERGES, METHODS, MethodName, RawBudget, RawCalibration, RawRecipe, SCORES, SIMILARITIES, name_of};
 use std::path::PathBuf;
-
-use serde::{Deserialize, Serialize};
-
-use crate::budget::{Allocation, Amount, Budget, BudgetError};
-use crate::cluster::Linkage;
-use crate::merge_rule::{MergeRule, Weighting};
-use crate::prune::Score;
 
 /// What describes an expert when experts are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +58,8 @@ pub enum Method {
         /// What an expert is judged by.
         score: Score,
     },
+    /// Keep the subset of experts that changes the output least, see [`crate::oprune`].
+    OPrune,
 }
 
 /// Where calibration tokens come from.
@@ -122,131 +126,6 @@ fn refuse<T>(key: &'static str, rule: impl Into<String>, hint: impl Into<String>
     })
 }
 
-/// The file as it is written. Names stay strings here so that a wrong one is answered with the list of right ones.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRecipe {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    similarity: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    linkage: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    merge: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    score: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    budget: Option<RawBudget>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    calibration: Option<RawCalibration>,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawBudget {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    experts: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    percent: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    per_layer: Option<Vec<i64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    allocate: Option<String>,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCalibration {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ids: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sequences: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    length: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<i64>,
-}
-
-/// Names of the values of a key; the first is the default.
-type Names<T> = &'static [(&'static str, T)];
-
-const METHODS: Names<bool> = &[("hc-smoe", false), ("prune", true)];
-const SIMILARITIES: Names<Similarity> = &[
-    ("expert-output", Similarity::ExpertOutput),
-    ("weight", Similarity::Weight),
-    ("router-logits", Similarity::RouterLogits),
-];
-const LINKAGES: Names<Linkage> = &[
-    ("average", Linkage::Average),
-    ("single", Linkage::Single),
-    ("complete", Linkage::Complete),
-    ("ward-unsquared", Linkage::WardUnsquared),
-];
-const MERGES: Names<MergeRule> = &[
-    (
-        "frequency",
-        MergeRule {
-            weighting: Weighting::Frequency,
-            align: false,
-        },
-    ),
-    (
-        "average",
-        MergeRule {
-            weighting: Weighting::Average,
-            align: false,
-        },
-    ),
-    (
-        "aligned",
-        MergeRule {
-            weighting: Weighting::Frequency,
-            align: true,
-        },
-    ),
-    (
-        "aligned-average",
-        MergeRule {
-            weighting: Weighting::Average,
-            align: true,
-        },
-    ),
-];
-const SCORES: Names<Score> = &[
-    ("reap-softmax", Score::ReapSoftmax),
-    ("reap-renorm", Score::ReapRenorm),
-    ("ean-sum", Score::EanSum),
-    ("ean-mean", Score::EanMean),
-    ("usage-counts", Score::UsageCounts),
-    ("router-prob-mean", Score::RouterProbMean),
-];
-const ALLOCATIONS: Names<Allocation> = &[("uniform", Allocation::Uniform), ("global", Allocation::Global)];
-
-fn named<T: Copy>(key: &'static str, names: Names<T>, given: Option<&str>) -> Result<T, RecipeError> {
-    let Some(given) = given else {
-        return Ok(names[0].1);
-    };
-    if let Some(&(_, value)) = names.iter().find(|(name, _)| *name == given) {
-        return Ok(value);
-    }
-    let list: Vec<String> = names.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-    refuse(
-        key,
-        format!("\"{given}\" is not known"),
-        format!("one of {}", list.join(", ")),
-    )
-}
-
-fn name_of<T: PartialEq>(names: Names<T>, value: &T) -> Option<String> {
-    names
-        .iter()
-        .find(|(_, known)| known == value)
-        .map(|(name, _)| (*name).to_owned())
-}
-
 impl MergeRecipe {
     /// Reads and checks a recipe.
     ///
@@ -285,7 +164,7 @@ impl MergeRecipe {
             Method::HcSmoe { similarity, merge, .. } => {
                 similarity != Similarity::Weight || merge.weighting == Weighting::Frequency
             }
-            Method::Prune { .. } => true,
+            Method::Prune { .. } | Method::OPrune => true,
         }
     }
 
@@ -305,166 +184,18 @@ impl MergeRecipe {
                 linkage,
                 merge,
             } => {
-                raw.method = name_of(METHODS, &false);
+                raw.method = name_of(METHODS, &MethodName::HcSmoe);
                 raw.similarity = name_of(SIMILARITIES, similarity);
                 raw.linkage = name_of(LINKAGES, linkage);
                 raw.merge = name_of(MERGES, merge);
             }
             Method::Prune { score } => {
-                raw.method = name_of(METHODS, &true);
+                raw.method = name_of(METHODS, &MethodName::Prune);
                 raw.score = name_of(SCORES, score);
             }
+            Method::OPrune => raw.method = name_of(METHODS, &MethodName::OPrune),
         }
         toml::to_string(&raw).map_err(|error| RecipeError::Toml(error.to_string()))
-    }
-}
-
-impl RawRecipe {
-    fn method(&self) -> Result<Method, RecipeError> {
-        let other = |key, value: &Option<String>, method: &str| match value {
-            Some(_) => refuse(
-                key,
-                format!("it has no meaning for method = \"{method}\""),
-                "remove the key or change `method`",
-            ),
-            None => Ok(()),
-        };
-        if named("method", METHODS, self.method.as_deref())? {
-            other("similarity", &self.similarity, "prune")?;
-            other("linkage", &self.linkage, "prune")?;
-            other("merge", &self.merge, "prune")?;
-            return Ok(Method::Prune {
-                score: named("score", SCORES, self.score.as_deref())?,
-            });
-        }
-        other("score", &self.score, "hc-smoe")?;
-        Ok(Method::HcSmoe {
-            similarity: named("similarity", SIMILARITIES, self.similarity.as_deref())?,
-            linkage: named("linkage", LINKAGES, self.linkage.as_deref())?,
-            merge: named("merge", MERGES, self.merge.as_deref())?,
-        })
-    }
-}
-
-fn count(key: &'static str, value: i64) -> Result<usize, RecipeError> {
-    match usize::try_from(value) {
-        Ok(count) if count > 0 => Ok(count),
-        _ => refuse(key, format!("{value} is not a count"), "the smallest is 1"),
-    }
-}
-
-impl RawBudget {
-    fn check(&self) -> Result<Budget, RecipeError> {
-        let amount = match (self.experts, self.percent, &self.per_layer) {
-            (Some(experts), None, None) => Amount::Experts(count("budget.experts", experts)?),
-            (None, Some(percent), None) => Amount::Percent(percent),
-            (None, None, Some(list)) => {
-                let counts: Result<Vec<_>, _> = list.iter().map(|&kept| count("budget.per_layer", kept)).collect();
-                Amount::PerLayer(counts?)
-            }
-            _ => refuse(
-                "budget",
-                "exactly one of `experts`, `percent`, `per_layer` is needed",
-                "budget = { percent = 50 } keeps half",
-            )?,
-        };
-        let allocation = named("budget.allocate", ALLOCATIONS, self.allocate.as_deref())?;
-        let budget = Budget { amount, allocation };
-        budget.check()?;
-        Ok(budget)
-    }
-}
-
-/// TOML integers have 64 bits and a sign.
-fn integer(value: impl TryInto<i64>) -> Result<i64, RecipeError> {
-    value
-        .try_into()
-        .map_err(|_| RecipeError::Toml("a number is too large for a TOML integer".to_owned()))
-}
-
-impl TryFrom<&Budget> for RawBudget {
-    type Error = RecipeError;
-
-    fn try_from(budget: &Budget) -> Result<Self, RecipeError> {
-        let mut raw = Self {
-            allocate: name_of(ALLOCATIONS, &budget.allocation),
-            ..Self::default()
-        };
-        match &budget.amount {
-            Amount::Experts(experts) => raw.experts = Some(integer(*experts)?),
-            Amount::Percent(percent) => raw.percent = Some(*percent),
-            Amount::PerLayer(list) => {
-                raw.per_layer = Some(list.iter().map(|&kept| integer(kept)).collect::<Result<_, _>>()?);
-            }
-        }
-        Ok(raw)
-    }
-}
-
-impl RawCalibration {
-    fn check(&self) -> Result<Calibration, RecipeError> {
-        let source = match (&self.text, &self.ids) {
-            (Some(path), None) => CalibrationSource::Text(path.clone()),
-            (None, Some(path)) => CalibrationSource::Ids(path.clone()),
-            _ => refuse(
-                "calibration",
-                "exactly one of `text` and `ids` is needed",
-                "text = \"FILE\", or ids = \"FILE.safetensors\" with input_ids [N, T]",
-            )?,
-        };
-        let (CalibrationSource::Text(path) | CalibrationSource::Ids(path)) = &source;
-        if path.as_os_str().is_empty() {
-            let key = if self.text.is_some() {
-                "calibration.text"
-            } else {
-                "calibration.ids"
-            };
-            return refuse(key, "the path is empty", "name a file");
-        }
-        let sequences = self
-            .sequences
-            .map(|value| count("calibration.sequences", value))
-            .transpose()?;
-        let length = self
-            .length
-            .map(|value| count("calibration.length", value))
-            .transpose()?;
-        let seed = match self.seed.map(u64::try_from).transpose() {
-            Ok(seed) => seed,
-            Err(_) => refuse("calibration.seed", "it is negative", "any whole number from 0 on")?,
-        };
-        Ok(match source {
-            CalibrationSource::Text(_) => Calibration {
-                source,
-                sequences: sequences.or(Some(32)),
-                length: length.or(Some(2048)),
-                seed: seed.or(Some(42)),
-            },
-            CalibrationSource::Ids(_) => Calibration {
-                source,
-                sequences,
-                length,
-                seed,
-            },
-        })
-    }
-}
-
-impl TryFrom<&Calibration> for RawCalibration {
-    type Error = RecipeError;
-
-    fn try_from(calibration: &Calibration) -> Result<Self, RecipeError> {
-        let mut raw = Self {
-            sequences: calibration.sequences.map(integer).transpose()?,
-            length: calibration.length.map(integer).transpose()?,
-            seed: calibration.seed.map(integer).transpose()?,
-            ..Self::default()
-        };
-        match &calibration.source {
-            CalibrationSource::Text(path) => raw.text = Some(path.clone()),
-            CalibrationSource::Ids(path) => raw.ids = Some(path.clone()),
-        }
-        Ok(raw)
     }
 }
 

@@ -1,19 +1,17 @@
-//! What the experts of every layer do on calibration tokens, gathered in one streaming pass.
+//! What the experts of a layer do on calibration tokens. The streaming pass ([`crate::gather`]) brings the tokens.
 //!
-//! Hidden states are held once, sequence by sequence, and replaced as each layer is run; weights stay file-backed. All
-//! statistics come from the original model: hidden states always continue through the original layer.
-//!
-//! Symbols: L mixture layers, n experts, k experts per token, N calibration tokens, d model width.
+//! Symbols: n experts, k experts per token, N calibration tokens, d model width.
 
 use crate::{
-    calibrate::CalibrationIds,
     error::{CompressError, LayerError},
     geometry::{Geometry, PairAccumulator},
+    oprune::SubsetLosses,
+    pass::not_finite,
+    prune::Score,
 };
 use ounce_kernels::{column_sum, row_dots};
-use ounce_model::{Batch, Model, ffn::MoeFfn};
+use ounce_model::{Routing, ffn::MoeFfn};
 use ounce_tensor::{Compute, Tensor, no_grad, ops};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which statistics are wanted; the rest is not computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,10 +20,12 @@ pub struct Wanted {
     pub outputs: bool,
     /// Distances of router-logit columns.
     pub router_columns: bool,
+    /// Losses of all subsets of this many experts, for O-prune: the outputs of all experts at once.
+    pub subsets: Option<usize>,
 }
 
 /// Statistics of one mixture layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LayerStatistics {
     /// Layer index.
     pub layer: usize,
@@ -35,6 +35,8 @@ pub struct LayerStatistics {
     pub router_prob_mean: Vec<f64>,
     /// Mean output of each expert over all tokens, `[n, d]`; empty unless wanted.
     pub mean_output: Vec<f64>,
+    /// Distances of the mean outputs, if wanted.
+    pub output_geometry: Option<Geometry>,
     /// Distances of router-logit columns, if wanted.
     pub router_geometry: Option<Geometry>,
     /// Sum over routed tokens of the norm of each expert's output, `[n]`; zeros unless outputs are wanted.
@@ -43,22 +45,11 @@ pub struct LayerStatistics {
     pub norm_sum_softmax: Vec<f64>,
     /// The same, weighted by the probability divided by the sum over the selected experts.
     pub norm_sum_renorm: Vec<f64>,
+    /// O-prune: loss of each subset, in the order of [`crate::oprune::subsets`]; empty unless wanted.
+    pub subset_losses: Vec<f64>,
 }
 
 impl LayerStatistics {
-    fn new(layer: usize, n: usize, d: usize, wanted: Wanted) -> Self {
-        Self {
-            layer,
-            usage_counts: vec![0; n],
-            router_prob_mean: vec![0.0; n],
-            mean_output: if wanted.outputs { vec![0.0; n * d] } else { Vec::new() },
-            router_geometry: None,
-            norm_sum: vec![0.0; n],
-            norm_sum_softmax: vec![0.0; n],
-            norm_sum_renorm: vec![0.0; n],
-        }
-    }
-
     /// Share of all selections, `[n]`.
     pub fn usage_freq(&self) -> Vec<f64> {
         let total: u64 = self.usage_counts.iter().sum();
@@ -68,8 +59,20 @@ impl LayerStatistics {
             .collect()
     }
 
+    /// A pruning score of every expert, `[n]`.
+    pub fn scores(&self, score: Score) -> Vec<f64> {
+        match score {
+            Score::UsageCounts => self.usage_counts.iter().map(|&c| c as f64).collect(),
+            Score::RouterProbMean => self.router_prob_mean.clone(),
+            Score::EanSum => self.norm_sum.clone(),
+            Score::EanMean => self.per_selection(&self.norm_sum),
+            Score::ReapSoftmax => self.per_selection(&self.norm_sum_softmax),
+            Score::ReapRenorm => self.per_selection(&self.norm_sum_renorm),
+        }
+    }
+
     /// A sum over routed tokens divided by their number; never routed gives 0.
-    pub fn per_selection(&self, sums: &[f64]) -> Vec<f64> {
+    fn per_selection(&self, sums: &[f64]) -> Vec<f64> {
         sums.iter()
             .zip(&self.usage_counts)
             .map(|(&s, &c)| if c == 0 { 0.0 } else { s / c as f64 })
@@ -77,123 +80,86 @@ impl LayerStatistics {
     }
 }
 
-/// Runs `model` over the calibration tokens, layer by layer, and returns the statistics of every mixture layer.
-///
-/// # Errors
-/// If an id is outside the vocabulary, an activation is not finite, or `stop` is set.
-pub fn gather(
-    model: &Model,
-    calibration: &CalibrationIds,
+/// Adds up the statistics of a layer, piece by piece of its tokens.
+pub(crate) struct Observer<'a> {
+    moe: &'a MoeFfn,
     wanted: Wanted,
-    progress: &mut dyn FnMut(usize, usize),
-    stop: &AtomicBool,
-) -> Result<Vec<LayerStatistics>, CompressError> {
-    let tokens = calibration.tokens();
-    if tokens == 0 {
-        return Err(CompressError::input(
-            "calibration",
-            "holds no token",
-            "give text or ids",
-        ));
-    }
-    let input = |row: usize| Batch {
-        ids: &calibration.rows[row],
-        batch: 1,
-        compute: Compute::F32,
-    };
-    // The one hidden-state buffer: a tensor per sequence.
-    let mut hidden: Vec<Tensor> = Vec::with_capacity(calibration.rows.len());
-    for row in 0..calibration.rows.len() {
-        hidden.push(model.embed(&model.context(input(row), None)?)?);
-    }
-    let blocks = model.plan().blocks();
-    let mut all = Vec::new();
-    for (layer, block) in blocks.iter().enumerate() {
-        let moe = block.ffn().as_moe();
-        let mut statistics = moe.map(|m| LayerStatistics::new(layer, m.map.len(), model.config.hidden_size, wanted));
-        let mut columns = match moe {
-            Some(m) if wanted.router_columns => {
-                Some(PairAccumulator::new(m.map.len()).map_err(|e| LayerError::from(e).at(layer))?)
-            }
-            _ => None,
-        };
-        for (row, x) in hidden.iter_mut().enumerate() {
-            if stop.load(Ordering::Relaxed) {
-                return Err(CompressError::Stopped(String::new()));
-            }
-            let mut ctx = model.context(input(row), None)?;
-            ctx.sink.want_ffn_inputs = moe.is_some();
-            ctx.sink.want_routing = moe.is_some();
-            *x = no_grad(|| block.forward(x, &mut ctx))?;
-            if let (Some(moe), Some(statistics)) = (moe, &mut statistics) {
-                let (Some((_, inputs)), Some(routing)) = (ctx.sink.ffn_inputs.pop(), ctx.sink.routing.pop()) else {
-                    return Err(CompressError::input("model", "a mixture layer reported nothing", ""));
-                };
-                if let Some(columns) = &mut columns {
-                    columns
-                        .add_columns(&routing.logits.to_f32())
-                        .map_err(|e| LayerError::from(e).at(layer))?;
-                }
-                observe(moe, &inputs, &routing.logits, &routing.experts, wanted, statistics)?;
-            }
-        }
-        if let Some(mut statistics) = statistics {
-            for p in statistics
-                .router_prob_mean
-                .iter_mut()
-                .chain(&mut statistics.mean_output)
-            {
-                *p /= tokens as f64;
-            }
-            let bad = |values: &[f64]| values.iter().any(|v| !v.is_finite());
-            if bad(&statistics.router_prob_mean) || bad(&statistics.mean_output) {
-                return Err(CompressError::input(
-                    format!("layer {layer}"),
-                    "an expert's output or the router is not finite on the calibration tokens",
-                    "the weights hold NaN or infinity; see `ounce inspect --scan`",
-                ));
-            }
-            statistics.router_geometry = columns
-                .map(PairAccumulator::finish)
-                .transpose()
-                .map_err(|e| LayerError::from(e).at(layer))?;
-            all.push(statistics);
-        }
-        progress(layer + 1, blocks.len());
-    }
-    Ok(all)
+    sums: LayerStatistics,
+    columns: Option<PairAccumulator>,
+    subsets: Option<SubsetLosses>,
 }
 
-/// Adds the tokens `x [T, d]` of one sequence.
-fn observe(
-    moe: &MoeFfn,
-    x: &Tensor,
-    logits: &Tensor,
-    chosen: &[usize],
-    wanted: Wanted,
-    statistics: &mut LayerStatistics,
-) -> Result<(), CompressError> {
-    let (n, d, k) = (moe.map.len(), x.last_dim(), moe.top_k);
-    let probabilities = no_grad(|| ops::softmax(logits))?.to_f32();
-    for &e in chosen {
-        statistics.usage_counts[e] += 1;
+impl<'a> Observer<'a> {
+    /// # Errors
+    /// If the layer has no expert.
+    pub(crate) fn new(layer: usize, moe: &'a MoeFfn, d: usize, wanted: Wanted) -> Result<Self, CompressError> {
+        let n = moe.map.len();
+        let columns = wanted.router_columns.then(|| PairAccumulator::new(n)).transpose();
+        Ok(Self {
+            moe,
+            wanted,
+            sums: LayerStatistics {
+                layer,
+                usage_counts: vec![0; n],
+                router_prob_mean: vec![0.0; n],
+                mean_output: if wanted.outputs { vec![0.0; n * d] } else { Vec::new() },
+                norm_sum: vec![0.0; n],
+                norm_sum_softmax: vec![0.0; n],
+                norm_sum_renorm: vec![0.0; n],
+                ..LayerStatistics::default()
+            },
+            columns: columns.map_err(|e| LayerError::from(e).at(layer))?,
+            subsets: wanted.subsets.map(|kept| SubsetLosses::new(n, kept)),
+        })
     }
-    for row in probabilities.chunks_exact(n) {
-        for (sum, &p) in statistics.router_prob_mean.iter_mut().zip(row) {
-            *sum += f64::from(p);
+
+    /// Adds tokens: inputs of the mixture `x [T, d]` and what the router made of them.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(crate) fn add(&mut self, x: &Tensor, routing: &Routing) -> Result<(), CompressError> {
+        let n = self.moe.map.len();
+        let logits = routing.logits.to_f32();
+        if let Some(columns) = &mut self.columns {
+            let added = columns.add_columns(&logits);
+            added.map_err(|e| LayerError::from(e).at(self.sums.layer))?;
         }
+        let probabilities = no_grad(|| ops::softmax(&routing.logits))?.to_f32();
+        for &e in &routing.experts {
+            self.sums.usage_counts[e] += 1;
+        }
+        for row in probabilities.chunks_exact(n) {
+            for (sum, &p) in self.sums.router_prob_mean.iter_mut().zip(row) {
+                *sum += f64::from(p);
+            }
+        }
+        let mut outputs = Vec::new();
+        if self.wanted.outputs || self.subsets.is_some() {
+            for e in 0..n {
+                let y = no_grad(|| self.moe.experts[self.moe.map[e]].apply(x, Compute::F32))?;
+                if self.wanted.outputs {
+                    self.add_output(e, &y, &routing.experts, &probabilities);
+                }
+                if self.subsets.is_some() {
+                    outputs.push(y);
+                }
+            }
+        }
+        if let Some(subsets) = &mut self.subsets {
+            subsets.add(&logits, &outputs, &routing.experts, self.moe.norm_topk);
+        }
+        Ok(())
     }
-    if !wanted.outputs {
-        return Ok(());
-    }
-    let rows = x.rows();
-    let mut norms = vec![0f32; rows];
-    let mut column = vec![0f32; d];
-    for e in 0..n {
-        let y = no_grad(|| moe.experts[moe.map[e]].apply(x, Compute::F32))?;
+
+    /// Adds the outputs `y [T, d]` of expert `e`; `chosen [T·k]`, `probabilities [T, n]`.
+    fn add_output(&mut self, e: usize, y: &Tensor, chosen: &[usize], probabilities: &[f32]) {
+        let (n, d, k) = (self.moe.map.len(), y.last_dim(), self.moe.top_k);
+        let mut norms = vec![0f32; y.rows()];
+        let mut column = vec![0f32; d];
         let y = y.values::<f32>().unwrap_or(&[]);
         column_sum(y, d, &mut column);
-        for (sum, &v) in statistics.mean_output[e * d..(e + 1) * d].iter_mut().zip(&column) {
+        let sums = &mut self.sums;
+        for (sum, &v) in sums.mean_output[e * d..(e + 1) * d].iter_mut().zip(&column) {
             *sum += f64::from(v);
         }
         row_dots(y, y, d, &mut norms);
@@ -204,10 +170,45 @@ fn observe(
                 .iter()
                 .map(|&c| f64::from(row[c]))
                 .sum();
-            statistics.norm_sum[e] += norm;
-            statistics.norm_sum_softmax[e] += norm * f64::from(row[e]);
-            statistics.norm_sum_renorm[e] += norm * f64::from(row[e]) / selected;
+            sums.norm_sum[e] += norm;
+            sums.norm_sum_softmax[e] += norm * f64::from(row[e]);
+            sums.norm_sum_renorm[e] += norm * f64::from(row[e]) / selected;
         }
     }
-    Ok(())
+
+    /// A sequence is over: what is added next belongs to another one.
+    pub(crate) fn end_sequence(&mut self) {
+        if let Some(subsets) = &mut self.subsets {
+            subsets.end_sequence();
+        }
+    }
+
+    /// Closes the sums over `tokens` tokens.
+    ///
+    /// # Errors
+    /// If something is not finite.
+    pub(crate) fn finish(self, tokens: usize) -> Result<LayerStatistics, CompressError> {
+        let (mut sums, n) = (self.sums, self.moe.map.len());
+        let layer = sums.layer;
+        for p in sums.router_prob_mean.iter_mut().chain(&mut sums.mean_output) {
+            *p /= tokens as f64;
+        }
+        if let Some(subsets) = self.subsets {
+            sums.subset_losses = subsets.finish();
+        }
+        let bad = |values: &[f64]| values.iter().any(|v| !v.is_finite());
+        if bad(&sums.router_prob_mean) || bad(&sums.mean_output) || bad(&sums.subset_losses) {
+            return Err(not_finite(layer));
+        }
+        let geometry = || -> Result<_, LayerError> {
+            let outputs = if self.wanted.outputs {
+                Some(Geometry::from_points(&sums.mean_output, n)?)
+            } else {
+                None
+            };
+            Ok((outputs, self.columns.map(PairAccumulator::finish).transpose()?))
+        };
+        (sums.output_geometry, sums.router_geometry) = geometry().map_err(|e| e.at(layer))?;
+        Ok(sums)
+    }
 }

@@ -75,6 +75,22 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(FormatError::io(path, "create this folder"))
 }
 
+/// Removes a file, or a folder and all that is in it; it is no fault if there is none.
+///
+/// # Errors
+/// Something of it cannot be removed.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FormatError::io(path, "remove it")(e)),
+        _ => Ok(()),
+    }
+}
+
 /// Renames within one file system.
 ///
 /// # Errors

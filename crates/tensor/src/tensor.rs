@@ -148,8 +148,11 @@ impl Tensor {
         Some(&mut T::vec_mut(Arc::get_mut(&mut self.storage)?)?[offset..offset + n])
     }
 
-    /// The values as a kernel operand (any float dtype).
-    pub(crate) fn data(&self, op: &'static str) -> Result<Data<'_>> {
+    /// The values as a kernel operand (any float dtype); `op` names the operation in errors.
+    ///
+    /// # Errors
+    /// If the values are integers.
+    pub fn data(&self, op: &'static str) -> Result<Data<'_>> {
         let data = match self.dtype() {
             DType::F32 => self.values::<f32>().and_then(f32::data),
             DType::F64 => self.values::<f64>().and_then(f64::data),

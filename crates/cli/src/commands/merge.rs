@@ -43,6 +43,10 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
             "memory          at most {} beside the mapped weights",
             format_bytes(e.memory_bytes)
         ))?;
+        output::line(&format!(
+            "disk meanwhile  {} beside the result",
+            format_bytes(e.scratch_bytes)
+        ))?;
         return output::line(&format!(
             "weights         {} -> {}",
             format_bytes(e.bytes_before),

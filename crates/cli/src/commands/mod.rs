@@ -36,9 +36,9 @@ pub(crate) fn run(cli: &Cli) -> Outcome {
     }
 }
 
-/// This command line, for model cards and reports.
+/// This command line, for model cards and reports. How often a job was interrupted is not part of what it made.
 fn command_line() -> String {
-    let mut words: Vec<String> = std::env::args().collect();
+    let mut words: Vec<String> = std::env::args().filter(|w| w != "--resume").collect();
     if let Some(program) = words.first_mut() {
         *program = "ounce".into();
     }

@@ -3,5 +3,8 @@
 mod errors;
 mod help;
 mod life;
+mod merging;
+#[cfg(target_os = "linux")]
+mod merging_limits;
 mod results;
 mod support;

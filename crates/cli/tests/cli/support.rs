@@ -79,6 +79,59 @@ pub(crate) fn poke(file: &Path, tensor: &str, value: f32) {
     fs::write(file, bytes).unwrap();
 }
 
+/// A random bf16 mixture of experts: `config` fills in the keys of mixtral that matter to a test.
+pub(crate) fn random_mixture(dir: &Path, config: &Value) {
+    use ounce_formats::{Dtype, SafetensorsWriter, TensorSpec};
+    let mut all = serde_json::json!({
+        "model_type": "mixtral", "vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 65536, "tie_word_embeddings": false,
+    });
+    for (key, value) in config.as_object().unwrap() {
+        all[key] = value.clone();
+    }
+    fs::write(dir.join("config.json"), all.to_string()).unwrap();
+    let parsed = ounce_model::ModelConfig::parse("config.json", &all).unwrap();
+    let tensors = ounce_model::model_tensors(&parsed).unwrap();
+    let specs = tensors
+        .iter()
+        .map(|(name, shape)| TensorSpec::new(name.clone(), Dtype::BF16, shape.clone()));
+    let path = dir.join("model.safetensors");
+    let mut writer = SafetensorsWriter::create(&path, specs.collect(), &std::collections::BTreeMap::new()).unwrap();
+    let mut state = 1u64;
+    for (name, shape) in &tensors {
+        let scale = if shape.len() == 1 { 0.0 } else { 0.1 };
+        let mut element = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let x = ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale;
+            let x = if shape.len() == 1 { 1.0 } else { x };
+            ((x.to_bits() >> 16) as u16).to_le_bytes()
+        };
+        let n: usize = shape.iter().product();
+        // A piece at a time: these may be large.
+        for start in (0..n).step_by(1 << 20) {
+            let piece: Vec<u8> = (start..n.min(start + (1 << 20))).flat_map(|_| element()).collect();
+            writer.write(name, &piece).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+}
+
+/// Every file below a folder, by its path within it.
+pub(crate) fn tree(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let below = tree(&path);
+            found.extend(below.into_iter().map(|(name, bytes)| (path.join(name), bytes)));
+        } else {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    let inside = |path: PathBuf| path.strip_prefix(dir).map_or(path.clone(), Path::to_owned);
+    found.into_iter().map(|(path, bytes)| (inside(path), bytes)).collect()
+}
+
 /// Writes `input_ids` of a shape.
 pub(crate) fn write_ids(path: &Path, ids: &[i64], shape: &[usize]) {
     use ounce_formats::{Dtype, as_bytes, write_file};

@@ -1,6 +1,7 @@
 //! What recipes mean, and what is refused.
 
 use super::*;
+use crate::budget::{Allocation, Amount};
 
 const CALIBRATION: &str = "calibration = { text = \"c4.txt\" }\n";
 

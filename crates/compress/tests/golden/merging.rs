@@ -5,6 +5,7 @@ use ounce_compress::cluster::{Linkage, agglomerate};
 use ounce_compress::geometry::Geometry;
 use ounce_compress::grouping::Grouping;
 use ounce_compress::merge_rule::{MergeRule, TensorMean, Weighting};
+use ounce_tensor::Tensor;
 
 use crate::MODELS;
 use crate::case::{Case, Weights};
@@ -15,13 +16,19 @@ fn usage(case: &Case, layer: usize) -> Vec<f64> {
     case.usage()[layer].iter().map(|&count| count as f64).collect()
 }
 
-fn expert(weights: &Weights, width: usize) -> Expert<'_> {
-    Expert {
-        gate: &weights.gate,
-        up: &weights.up,
-        down: &weights.down,
-        width,
-    }
+/// Gate, up and down of an expert of this width.
+fn tensors(weights: &Weights, width: usize) -> [Tensor; 3] {
+    let d = weights.gate.len() / width;
+    let tensor = |values: &[f32], shape| Tensor::new(values.to_vec(), shape).unwrap();
+    [
+        tensor(&weights.gate, &[width, d]),
+        tensor(&weights.up, &[width, d]),
+        tensor(&weights.down, &[d, width]),
+    ]
+}
+
+fn expert([gate, up, down]: &[Tensor; 3]) -> Expert<'_> {
+    Expert { gate, up, down }
 }
 
 /// One group merged, as a pass over a checkpoint would: member after member.
@@ -32,7 +39,8 @@ fn merge(experts: &[Weights], members: &[usize], usage: &[f64], rule: MergeRule,
     for (&member, weight) in members.iter().zip(weights) {
         let from = &experts[member];
         if rule.align && member != members[0] {
-            let alignment = Alignment::find(expert(&experts[members[0]], width), expert(from, width)).unwrap();
+            let (first, this) = (tensors(&experts[members[0]], width), tensors(from, width));
+            let alignment = Alignment::find(expert(&first), expert(&this)).unwrap();
             gate.add(member, &alignment.rows(&from.gate), weight).unwrap();
             up.add(member, &alignment.rows(&from.up), weight).unwrap();
             down.add(member, &alignment.columns(&from.down), weight).unwrap();
@@ -117,8 +125,8 @@ fn permuted_neurons_are_found_again() {
             let grouping = Grouping::from_names(&case.rows("labels")[layer]);
             for members in grouping.groups() {
                 for &member in members {
-                    let found =
-                        Alignment::find(expert(&experts[members[0]], width), expert(&experts[member], width)).unwrap();
+                    let [first, this] = [members[0], member].map(|e| tensors(&experts[e], width));
+                    let found = Alignment::find(expert(&first), expert(&this)).unwrap();
                     let want = &places[member * width..(member + 1) * width];
                     assert_eq!(found.places(), want, "{name} layer {layer} expert {member}");
                 }

@@ -2,17 +2,19 @@
 
 use super::{Checks, VerifyError, doubles, floats, worst};
 use ounce_compress::{
-    CalibrationIds, LayerReport, MergeJob, MergeRecipe,
-    cluster::Linkage,
-    hc_smoe, merge,
-    prune::Score,
+    CalibrationIds, CompressError, LayerReport, MergeJob, MergeRecipe,
+    cluster::{CutError, Linkage, agglomerate},
+    gather,
+    geometry::Geometry,
+    grouping, hc_smoe, merge, oprune,
+    prune::{Score, keep_best},
     recipe::Similarity,
-    scores,
-    statistics::{LayerStatistics, Wanted, gather},
+    statistics::{LayerStatistics, Wanted},
 };
 use ounce_formats::{Checkpoint, SafetensorsFile};
 use ounce_model::{Batch, Model};
 use ounce_tensor::{Compute, no_grad};
+use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
@@ -23,6 +25,16 @@ const LOGITS: f64 = 1e-4;
 /// Merged weights.
 const WEIGHTS: f64 = 1e-6;
 
+/// Pruning scores by their names in the cases.
+const SCORES: [(&str, Score); 6] = [
+    ("usage_counts", Score::UsageCounts),
+    ("router_prob_mean", Score::RouterProbMean),
+    ("ean_sum", Score::EanSum),
+    ("ean_mean", Score::EanMean),
+    ("reap_softmax", Score::ReapSoftmax),
+    ("reap_renorm", Score::ReapRenorm),
+];
+
 /// A statistic of a layer, flattened.
 type Column = fn(&LayerStatistics) -> Vec<f64>;
 
@@ -31,10 +43,12 @@ struct Case<'a> {
     expected: SafetensorsFile,
     model: Model,
     experts: usize,
+    /// Experts kept in all layers together by a global budget.
+    global: usize,
     scratch: tempfile::TempDir,
 }
 
-pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
+pub(super) fn run(dir: &Path, json: &Value, checks: &mut Checks) -> Result<(), VerifyError> {
     let model = Model::open(&dir.join("model"), false)?;
     let experts = model.config.moe_layers().map(|(_, m)| m.experts).max().unwrap_or(0);
     let case = Case {
@@ -42,11 +56,14 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
         expected: SafetensorsFile::open(&dir.join("expected.safetensors"))?,
         model,
         experts,
+        global: json["global_prune_budget"].as_u64().unwrap_or(0) as usize,
         scratch: tempfile::tempdir().map_err(|e| VerifyError::Case(format!("a temporary folder: {e}")))?,
     };
-    let statistics = case.statistics()?;
+    let statistics = case.statistics(None)?;
     case.check_statistics(&statistics, checks)?;
+    case.check_pruning(&statistics, checks)?;
     case.check_groups(&statistics, checks)?;
+    case.check_members(&statistics, checks)?;
     case.check_identity(checks)?;
     let names: Vec<String> = case
         .expected
@@ -61,7 +78,7 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
 }
 
 impl Case<'_> {
-    fn statistics(&self) -> Result<Vec<LayerStatistics>, VerifyError> {
+    fn statistics(&self, subsets: Option<usize>) -> Result<Vec<LayerStatistics>, VerifyError> {
         let view = SafetensorsFile::open(&self.dir.join("calib.safetensors"))?;
         let view = view.view("input_ids")?;
         let length = view.shape.last().copied().unwrap_or(1);
@@ -73,12 +90,13 @@ impl Case<'_> {
         let wanted = Wanted {
             outputs: true,
             router_columns: true,
+            subsets,
         };
         Ok(gather(
             &self.model,
             &CalibrationIds { rows },
             wanted,
-            &mut |_, _| {},
+            self.scratch.path(),
             &AtomicBool::new(false),
         )?)
     }
@@ -91,24 +109,64 @@ impl Case<'_> {
             counts == theirs,
             format!("{counts:?} where {theirs:?} is expected"),
         );
-        let columns: [(&str, Column); 6] = [
+        let columns: [(&str, Column); 7] = [
             ("usage_freq", LayerStatistics::usage_freq),
             ("router_prob_mean", |s| s.router_prob_mean.clone()),
             ("mean_output", |s| s.mean_output.clone()),
-            ("ean_sum", |s| scores(s, Score::EanSum)),
-            ("ean_mean", |s| scores(s, Score::EanMean)),
-            ("reap_softmax", |s| scores(s, Score::ReapSoftmax)),
+            ("ean_sum", |s| s.scores(Score::EanSum)),
+            ("ean_mean", |s| s.scores(Score::EanMean)),
+            ("reap_softmax", |s| s.scores(Score::ReapSoftmax)),
+            ("reap_renorm", |s| s.scores(Score::ReapRenorm)),
         ];
         for (name, column) in columns {
             if self.expected.contains(name) {
                 let ours: Vec<f64> = ours.iter().flat_map(column).collect();
-                let theirs = doubles(&self.expected, name)?;
-                // 1e-5 absolute plus 1e-4 relative, expressed as a share of what is allowed.
-                let share = |(a, b): (&f64, &f64)| (a - b).abs() / (1e-5 + 1e-4 * b.abs());
-                let worst = ours.iter().zip(&theirs).map(share).fold(0.0, f64::max);
-                checks.close(format!("{name} (share of 1e-5 + 1e-4 relative)"), worst, 1.0);
+                statistic(checks, name, &ours, &doubles(&self.expected, name)?);
             }
         }
+        Ok(())
+    }
+
+    /// Kept ids for every score, and O-prune: all subsets, their losses, the best one.
+    fn check_pruning(&self, statistics: &[LayerStatistics], checks: &mut Checks) -> Result<(), VerifyError> {
+        for r in 1..=self.experts {
+            for (name, score) in SCORES {
+                let name = format!("prune.{name}.r{r}");
+                if self.expected.contains(&name) {
+                    let kept = statistics.iter().map(|s| keep_best(&s.scores(score), r));
+                    let kept: Vec<Vec<usize>> = kept.collect::<Result<_, _>>().map_err(CompressError::from)?;
+                    self.check_ids(name, &kept, checks)?;
+                }
+            }
+            let name = format!("oprune.loss.r{r}");
+            if !self.expected.contains(&name) {
+                continue;
+            }
+            let measured = self.statistics(Some(r))?;
+            let losses: Vec<f64> = measured.iter().flat_map(|s| s.subset_losses.clone()).collect();
+            statistic(checks, &name, &losses, &doubles(&self.expected, &name)?);
+            let subsets = oprune::subsets(self.experts, r);
+            self.check_ids(format!("oprune.subsets.r{r}"), &subsets, checks)?;
+            let best = measured.iter().map(|s| oprune::best(self.experts, r, &s.subset_losses));
+            let best: Vec<Vec<usize>> = best.collect();
+            self.check_ids(format!("oprune.best.r{r}"), &best, checks)?;
+            // And through a written checkpoint.
+            let keys = format!("method = \"o-prune\"\nbudget = {{ experts = {r} }}");
+            let (_, layers) = self.merged(&format!("oprune.r{r}"), &keys, false)?;
+            let written: Vec<Vec<usize>> = layers.iter().map(|l| l.groups().concat()).collect();
+            checks.equal(
+                format!("oprune.best.r{r}, written"),
+                written == best,
+                format!("{written:?}"),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_ids(&self, name: String, ours: &[Vec<usize>], checks: &mut Checks) -> Result<(), VerifyError> {
+        let theirs = self.expected.view(&name)?.to_i64_vec()?;
+        let ours: Vec<i64> = ours.iter().flatten().map(|&id| id as i64).collect();
+        checks.equal(name, ours == theirs, format!("{ours:?} where {theirs:?} is expected"));
         Ok(())
     }
 
@@ -141,6 +199,36 @@ impl Case<'_> {
                         .collect();
                     let theirs = self.expected.view(&name)?.to_i64_vec()?;
                     checks.equal(name, ours == theirs, format!("{ours:?} where {theirs:?} is expected"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Dominant members of the groups, and the groups of one-shot grouping.
+    fn check_members(&self, statistics: &[LayerStatistics], checks: &mut Checks) -> Result<(), VerifyError> {
+        let geometries = |of: fn(&LayerStatistics) -> &Option<Geometry>| -> Vec<&Geometry> {
+            statistics.iter().filter_map(|s| of(s).as_ref()).collect()
+        };
+        let outputs = geometries(|s| &s.output_geometry);
+        for r in 1..=self.experts {
+            let name = format!("dominant.r{r}");
+            if self.expected.contains(&name) {
+                let dominants = |g: &&Geometry| -> Result<Vec<usize>, CutError> {
+                    let grouping = agglomerate(g, Linkage::Average).cut(r)?;
+                    let members = grouping.groups().iter();
+                    Ok(members.filter_map(|group| grouping::dominant(g, group)).collect())
+                };
+                let ours: Vec<Vec<usize>> = outputs.iter().map(dominants).collect::<Result<_, _>>()?;
+                self.check_ids(name, &ours, checks)?;
+            }
+            for (feature, geometries) in [("output", &outputs), ("router", &geometries(|s| &s.router_geometry))] {
+                let name = format!("oneshot.{feature}.r{r}");
+                if self.expected.contains(&name) {
+                    let layers = geometries.iter().zip(statistics);
+                    let ours = layers.map(|(g, s)| Ok(grouping::one_shot(g, &s.usage_counts, r)?.labels().to_vec()));
+                    let ours: Vec<Vec<usize>> = ours.collect::<Result<_, CutError>>()?;
+                    self.check_ids(name, &ours, checks)?;
                 }
             }
         }
@@ -211,8 +299,18 @@ impl Case<'_> {
             ["original"] => {
                 checks.close(name, worst(&self.logits(&self.dir.join("model"))?, &theirs), LOGITS);
             }
-            ["prune", "global", _] => {
-                // A global budget gives layers different counts, which no stock configuration can express.
+            ["prune", "global", score] => {
+                let layers = self.model.config.moe_layers().count();
+                let keys = format!(
+                    "method = \"prune\"\nscore = \"{}\"\nbudget = {{ experts = {}, allocate = \"global\" }}",
+                    score.replace('_', "-"),
+                    self.global / layers
+                );
+                let (out, decided) = self.merged(name, &keys, false)?;
+                let mask = |l: &LayerReport| l.labels.iter().map(|l| usize::from(l.is_some())).collect();
+                let kept: Vec<Vec<usize>> = decided.iter().map(mask).collect();
+                self.check_ids(format!("prune.global.{score}"), &kept, checks)?;
+                checks.close(name, worst(&self.logits(&out)?, &theirs), LOGITS);
             }
             ["prune", score, count] => {
                 let Some(count) = r(count) else { return Ok(()) };
@@ -272,6 +370,18 @@ impl Case<'_> {
         }
         Ok(())
     }
+}
+
+/// 1e-5 absolute plus 1e-4 relative, expressed as a share of what is allowed.
+fn statistic(checks: &mut Checks, name: &str, ours: &[f64], theirs: &[f64]) {
+    let share = |(a, b): (&f64, &f64)| (a - b).abs() / (1e-5 + 1e-4 * b.abs());
+    let worst = ours.iter().zip(theirs).map(share).fold(0.0, f64::max);
+    let worst = if ours.len() == theirs.len() {
+        worst
+    } else {
+        f64::INFINITY
+    };
+    checks.close(format!("{name} (share of 1e-5 + 1e-4 relative)"), worst, 1.0);
 }
 
 /// A recipe with `keys` that calibrates on the ids in `file`.

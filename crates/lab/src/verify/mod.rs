@@ -48,6 +48,9 @@ pub enum VerifyError {
     /// Merging in it.
     #[error(transparent)]
     Compress(#[from] ounce_compress::CompressError),
+    /// Grouping in it.
+    #[error(transparent)]
+    Cut(#[from] ounce_compress::cluster::CutError),
 }
 
 /// Collects the checks of one case.
@@ -143,7 +146,7 @@ fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let case: Value = serde_json::from_str(&text).map_err(|e| VerifyError::Case(format!("{}: {e}", path.display())))?;
     match case["kind"].as_str() {
         Some("checkpoint") => checkpoint::run(dir, checks),
-        Some("merge") if dir.join("model").is_dir() => merge::run(dir, checks),
+        Some("merge") if dir.join("model").is_dir() => merge::run(dir, &case, checks),
         Some("merge") => linkage::run(dir, checks),
         Some(kind) => Err(VerifyError::Case(format!("kind \"{kind}\" is not supported"))),
         None => Err(VerifyError::Case(format!(

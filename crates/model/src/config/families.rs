@@ -122,8 +122,8 @@ const COMMON: &[&str] = &[
     "initializer_range",
 ];
 
-/// Written by `ounce merge`: experts of a family, fewer than the router has outputs.
-const MERGED: &[&str] = &["base_model_type", "expert_map"];
+/// Written by `ounce merge`: experts of a family, fewer than the router has outputs, or fewer of both in some layers.
+const MERGED: &[&str] = &["base_model_type", "expert_map", "experts_per_layer"];
 
 /// Cannot change logits in inference.
 const HARMLESS: &[&str] = &[
@@ -423,11 +423,12 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
             }
             let map = maps.next().unwrap_or_else(|| identity.clone());
             let stored = map.iter().max().map_or(0, |m| m + 1);
+            let experts = map.len();
             FfnConfig::Moe(MoeConfig {
                 experts,
                 stored,
                 map,
-                top_k,
+                top_k: top_k.min(experts),
                 width,
                 norm_topk,
                 shared_width,
@@ -438,8 +439,21 @@ fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<
         .collect())
 }
 
-/// `expert_map`: for each mixture layer, the stored expert of each router output.
+/// For each mixture layer, the stored expert of each router output: `expert_map`; or the identity, where pruning left
+/// `experts_per_layer` outputs and experts.
 fn expert_maps(keys: &Keys<'_>, experts: usize, moe_layers: usize) -> Result<Vec<Arc<[usize]>>> {
+    if let Some(counts) = keys.counts("experts_per_layer")? {
+        if keys.get("expert_map").is_some() {
+            return keys.bad("experts_per_layer", "excludes expert_map");
+        }
+        if counts.len() != moe_layers || counts.iter().any(|&c| c == 0 || c > experts) {
+            return keys.bad(
+                "experts_per_layer",
+                format!("must hold {moe_layers} counts from 1 to {experts}"),
+            );
+        }
+        return Ok(counts.into_iter().map(|c| (0..c).collect()).collect());
+    }
     let rule = format!("must hold {moe_layers} lists of {experts} stored-expert ids, without gaps from 0");
     let Some(lists) = keys
         .get("expert_map")

@@ -33,7 +33,8 @@ pub struct MoeFfn {
     layer: usize,
     /// Experts per token.
     pub top_k: usize,
-    norm_topk: bool,
+    /// Divide the chosen probabilities by their sum.
+    pub norm_topk: bool,
     /// Stored expert of each router output, `[E]`.
     pub map: Arc<[usize]>,
     router: Linear,
