@@ -280,3 +280,36 @@ pub fn parameter_count(config: &ModelConfig) -> Result<u64> {
     })?;
     Ok(total)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(hidden_size: u64) -> ModelConfig {
+        let json = json!({
+            "model_type": "mixtral", "vocab_size": 11, "hidden_size": hidden_size, "intermediate_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1,
+        });
+        ModelConfig::parse("config.json", &json).unwrap()
+    }
+
+    #[test]
+    fn parameters_are_counted_without_holding_them() {
+        let config_8 = config(8);
+        let listed: usize = model_tensors(&config_8)
+            .unwrap()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
+        // Embedding and head; per layer two norms, four square maps, router, experts; the last norm.
+        let expected = 2 * 11 * 8 + 2 * (2 * 8 + 4 * 8 * 8 + 3 * 8 + 3 * 3 * 8 * 12) + 8;
+        assert_eq!(
+            (listed, parameter_count(&config_8).unwrap()),
+            (expected, expected as u64)
+        );
+        // 2^52 parameters of one map: more than any memory, and yet only a number here.
+        let error = parameter_count(&config(1 << 26)).unwrap_err().to_string();
+        assert!(error.contains("beyond 2^48 parameters"), "{error}");
+    }
+}

@@ -379,10 +379,20 @@ length = 8
         );
         assert_eq!(
             error(&["optimizer.lr=-1"]),
-            "r.toml: key \"optimizer.lr\": must be above 0"
+            "r.toml: key \"optimizer.lr\": must be above 0 and finite"
         );
         assert!(error(&["run.length=1000"]).contains("must be at most model.max_positions = 512, is 1000"));
-        assert!(error(&["run.stepz=1"]).contains("unknown field `stepz`"));
+        assert!(error(&["run.stepz=1"]).starts_with("r.toml: key \"run\": unknown field `stepz`"));
+        assert_eq!(
+            error(&["model.heads=3"]),
+            "r.toml: key \"model.heads\": must divide model.hidden_size = 16, is 3"
+        );
+        assert_eq!(
+            error(&["model.balance=nan"]),
+            "r.toml: key \"model.balance\": must be a finite number, is NaN"
+        );
+        let syntax = Recipe::parse("r.toml", "[run]\nsteps = 1\nsteps = 2\n", &[]).unwrap_err();
+        assert_eq!(syntax.to_string(), "r.toml: line 3 is not TOML: duplicate key");
         assert!(error(&["nonsense"]).contains("an override is key=value"));
         assert!(error(&["init=somewhere"]).contains("give either [model] or init"));
     }
