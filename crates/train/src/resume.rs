@@ -103,7 +103,24 @@ fn open(dir: &Path, step: u64) -> std::result::Result<(State, Tokenizer, Safeten
     })?;
     // Opening checks that header and length of the file agree, which finds whatever was cut off.
     let tensors = SafetensorsFile::open(&dir.join("trainer.safetensors"))?;
+    if let Some(name) = incomplete(&tensors) {
+        let place = tensors.path().display();
+        return Err(Unusable::Damaged(format!(
+            "{place}: tensor \"{name}\" has no master and two moments of one shape"
+        )));
+    }
     Ok((state, tokenizer, tensors))
+}
+
+/// The first tensor that is not one of three that belong together: a damaged name or shape in the header.
+fn incomplete(file: &SafetensorsFile) -> Option<&str> {
+    let whole = |name: &str| {
+        let (_, parameter) = name.split_once('.')?;
+        let shape = |part: &str| Some(&file.header().info(&format!("{part}.{parameter}"))?.shape);
+        let master = shape("master")?;
+        (shape("first")? == master && shape("second")? == master).then_some(())
+    };
+    file.names().find(|name| whole(name).is_none())
 }
 
 impl Found {

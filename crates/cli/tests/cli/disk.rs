@@ -1,7 +1,7 @@
 //! Disks that are full, places that cannot be written, checkpoints that are damaged.
 #![cfg(target_os = "linux")]
 
-use crate::support::{golden, listing, ounce, recipe, run, stdout, text, write_ids};
+use crate::support::{golden, listing, ounce, recipe, run, set_header, stdout, text, write_ids};
 use std::{
     fs,
     path::Path,
@@ -148,6 +148,22 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
             );
         }
     }
+    // A file of the right length whose header names another tensor.
+    let out = dir.path().join("renamed");
+    copy(&whole, &out);
+    set_header(&out.join("step-12/trainer.safetensors"), |header| {
+        let header = header.as_object_mut().unwrap();
+        let tensor = header.remove("first.model.norm.weight").unwrap();
+        header.insert("first.model.morn.weight".into(), tensor);
+    });
+    let output = run(&training(&recipe, dir.path(), &out, &["--resume"]));
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(
+        err.contains("warning: ") && err.contains(" has no master and two moments"),
+        "{err}"
+    );
+    assert!(result(&out) == result(&whole));
     // With no good one left, nothing is changed, and the message says where it looked.
     truncate(&whole.join("step-12/trainer.safetensors"));
     truncate(&whole.join("step-8/state.json"));
