@@ -5,7 +5,7 @@
 //! texts, the tokenizer and the separator. A cache that fails any check is never used. It must not know how ids are
 //! made: encoding is a closure.
 //!
-//! File layout, little endian: magic `OUNCETOK`, version u32, key [32], count u64, ids u32 x count, SHA-256 [32] of
+//! File layout, little endian: magic `OUNCETOK`, version u32, key `[32]`, count u64, ids u32 x count, SHA-256 `[32]` of
 //! all bytes before it.
 
 use std::fmt::Display;
