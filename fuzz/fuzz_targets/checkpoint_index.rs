@@ -7,8 +7,14 @@ use libfuzzer_sys::fuzz_target;
 use ounce_formats::checkpoint::ShardIndex;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(index) = ShardIndex::parse(Path::new("fuzz"), bytes) else { return };
+    let Ok(index) = ShardIndex::parse(Path::new("fuzz"), bytes) else {
+        return;
+    };
     for file in index.weight_map.values() {
-        assert!(Path::new(file).components().all(|part| matches!(part, Component::Normal(_))));
+        assert!(
+            Path::new(file)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        );
     }
 });

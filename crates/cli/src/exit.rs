@@ -51,7 +51,10 @@ from_library!(
     ounce_lab::LabError,
     ounce_eval::EvalError,
     ounce_train::TrainError,
-    ounce_compress::CompressError
+    ounce_compress::CompressError,
+    ounce_data::DataError,
+    ounce_model::TokenizerError,
+    ounce_lab::bench::CheckpointError
 );
 
 macro_rules! from_plain {
@@ -64,12 +67,9 @@ macro_rules! from_plain {
     )* };
 }
 from_plain!(
-    ounce_data::DataError,
-    ounce_model::TokenizerError,
     ounce_compress::RecipeError,
     ounce_tensor::TensorError,
-    ounce_lab::report::ReportError,
-    ounce_lab::bench::CheckpointError
+    ounce_lab::report::ReportError
 );
 
 impl Failure {

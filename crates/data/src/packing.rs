@@ -5,7 +5,7 @@
 //! texts, the tokenizer and the separator. A cache that fails any check is never used. It must not know how ids are
 //! made: encoding is a closure.
 //!
-//! File layout, little endian: magic `OUNCETOK`, version u32, key [32], count u64, ids u32 x count, SHA-256 [32] of
+//! File layout, little endian: magic `OUNCETOK`, version u32, key `[32]`, count u64, ids u32 x count, SHA-256 `[32]` of
 //! all bytes before it.
 
 use std::fmt::Display;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, Result, io};
+use crate::error::{DataError, Result, io, write_whole};
 use crate::readers::Document;
 
 const MAGIC: &[u8; 8] = b"OUNCETOK";
@@ -107,9 +107,10 @@ impl TokenStream {
         let mut unit = 0.0f64;
         for (at, (stream, weight)) in corpora.iter().enumerate() {
             if !(weight.is_finite() && *weight > 0.0) {
-                return Err(DataError::Setting(format!(
-                    "corpus {at}: weight {weight} must be a positive number"
-                )));
+                return Err(DataError::Setting {
+                    rule: format!("corpus {at}: weight {weight} must be a positive number"),
+                    hint: "",
+                });
             }
             if stream.is_empty() {
                 return Err(DataError::Empty {
@@ -122,10 +123,13 @@ impl TokenStream {
         for (at, (stream, weight)) in corpora.iter().enumerate() {
             let repeats = unit * weight / stream.len() as f64;
             if repeats > MOST_REPEATS {
-                return Err(DataError::Setting(format!(
-                    "corpus {at}: weight {weight} would repeat its {} tokens {repeats:.0} times; lower the weight",
-                    stream.len()
-                )));
+                return Err(DataError::Setting {
+                    rule: format!(
+                        "corpus {at}: weight {weight} would repeat its {} tokens {repeats:.0} times",
+                        stream.len()
+                    ),
+                    hint: "lower the weight",
+                });
             }
             let mut left = ((unit * weight).round() as usize).max(stream.len());
             while left > 0 {
@@ -190,9 +194,7 @@ impl TokenStream {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io(folder))?;
         }
-        let partial = path.with_extension(format!("partial-{}", std::process::id()));
-        std::fs::write(&partial, self.to_bytes(key)).map_err(io(&partial))?;
-        std::fs::rename(&partial, path).map_err(io(path))
+        write_whole(path, &self.to_bytes(key))
     }
 
     /// Loads what [`TokenStream::save`] wrote under the same `key`.

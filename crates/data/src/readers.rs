@@ -163,10 +163,7 @@ pub fn parse_jsonl(path: &Path, bytes: &[u8], field: &str) -> Result<Vec<Documen
             }
             None => {
                 let keys: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
-                return Err(broken(format!(
-                    "no field `{field}` (found: {}); set the text field",
-                    keys.join(", ")
-                )));
+                return Err(broken(format!("no field `{field}` (found: {})", keys.join(", "))));
             }
         }
     }

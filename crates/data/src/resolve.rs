@@ -54,14 +54,18 @@ impl DataDir {
         while let Some(at) = rest.find("${") {
             out.push_str(&rest[..at]);
             let Some(end) = rest[at..].find('}') else {
-                return Err(DataError::Setting(format!("`{name}`: `${{` without `}}`")));
+                return Err(DataError::Setting {
+                    rule: format!("`{name}`: `${{` without `}}`"),
+                    hint: "only `${data}` exists",
+                });
             };
             match &rest[at + 2..at + end] {
                 "data" => out.push_str(self.text(name)?),
                 other => {
-                    return Err(DataError::Setting(format!(
-                        "`{name}`: unknown `${{{other}}}`; only `${{data}}` exists"
-                    )));
+                    return Err(DataError::Setting {
+                        rule: format!("`{name}`: unknown `${{{other}}}`"),
+                        hint: "only `${data}` exists",
+                    });
                 }
             }
             rest = &rest[at + end + 1..];
@@ -72,24 +76,21 @@ impl DataDir {
 
     fn text(&self, name: &str) -> Result<&str> {
         let Some(folder) = &self.folder else {
-            return Err(DataError::Setting(format!(
-                "`{name}` needs a data folder: pass --data DIR or set {VARIABLE}=DIR \
-                 (`ounce data toy` writes small corpora to start with)"
-            )));
+            return Err(DataError::Setting {
+                rule: format!("`{name}` needs a data folder: pass --data DIR or set {VARIABLE}=DIR"),
+                hint: "`ounce data toy` writes small corpora to start with",
+            });
         };
         if !std::fs::metadata(folder).map_err(io(folder))?.is_dir() {
             let folder = folder.display();
-            return Err(DataError::Setting(format!(
-                "{folder} (from {}) is not a folder",
-                self.source
-            )));
+            return Err(DataError::Setting {
+                rule: format!("{folder} (from {}) is not a folder", self.source),
+                hint: "name the folder that holds the files of the recipe",
+            });
         }
-        folder.to_str().ok_or_else(|| {
-            DataError::Setting(format!(
-                "{} (from {}) is not UTF-8; rename the folder",
-                folder.display(),
-                self.source
-            ))
+        folder.to_str().ok_or_else(|| DataError::Setting {
+            rule: format!("{} (from {}) is not UTF-8", folder.display(), self.source),
+            hint: "rename the folder",
         })
     }
 }

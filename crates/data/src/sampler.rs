@@ -56,14 +56,21 @@ impl Sampler {
             ("micro-batches per step", micro_batches),
         ] {
             if size == 0 {
-                return Err(DataError::Setting(format!("the {name} must be at least 1")));
+                return Err(DataError::Setting {
+                    rule: format!("the {name} must be at least 1"),
+                    hint: "",
+                });
             }
         }
         if stream.len() <= length {
-            return Err(DataError::Setting(format!(
-                "the corpus has {} tokens, a window of {length} needs {length} + 1; shorten the window or add text",
-                stream.len()
-            )));
+            return Err(DataError::Setting {
+                rule: format!(
+                    "the corpus has {} tokens, a window of {length} needs {}",
+                    stream.len(),
+                    length.saturating_add(1)
+                ),
+                hint: "shorten the window or add text",
+            });
         }
         // As many windows as fit at every phase, so that all epochs are equally long.
         let windows = ((stream.len() - length) / length).max(1) as u64;

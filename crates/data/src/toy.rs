@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Result, io};
+use crate::error::{DataError, Result, io, write_whole};
 use crate::rng::Philox;
 
 /// The kinds of toy corpora.
@@ -56,17 +56,26 @@ impl Toy {
 /// Bytes of each training file written by [`write_toys`]; held-out files have a tenth.
 pub const BYTES: usize = 400_000;
 
+/// Most bytes of one file: it is made in memory.
+pub const MOST_BYTES: usize = 1 << 30;
+
 /// Writes `NAME.txt` and the held-out `NAME.valid.txt` of every kind into `dir` (created if absent).
 ///
 /// # Errors
-/// When the folder or a file cannot be written.
+/// When more than [`MOST_BYTES`] are asked for, or the folder or a file cannot be written.
 pub fn write_toys(dir: &Path, seed: u64, bytes: usize) -> Result<Vec<PathBuf>> {
+    if bytes > MOST_BYTES {
+        return Err(DataError::Setting {
+            rule: format!("a toy corpus has at most {MOST_BYTES} bytes, {bytes} were asked for"),
+            hint: "it is made in memory; a larger one teaches nothing new",
+        });
+    }
     std::fs::create_dir_all(dir).map_err(io(dir))?;
     let mut written = Vec::new();
     for toy in Toy::ALL {
         for (suffix, size, held_out) in [("txt", bytes, false), ("valid.txt", bytes / 10, true)] {
             let path = dir.join(format!("{}.{suffix}", toy.name()));
-            std::fs::write(&path, toy.generate(seed, size, held_out)).map_err(io(&path))?;
+            write_whole(&path, toy.generate(seed, size, held_out).as_bytes())?;
             written.push(path);
         }
     }

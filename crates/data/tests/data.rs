@@ -239,7 +239,8 @@ fn data_names_expand_or_say_how() {
     let none = DataDir::choose(None, Some("".into()));
     assert_eq!(none.expand("plain/$HOME.txt").unwrap(), Path::new("plain/$HOME.txt"));
     let says = |dir: &DataDir, name: &str, parts: &[&str]| {
-        let error = dir.expand(name).unwrap_err().to_string();
+        let error = dir.expand(name).unwrap_err();
+        let error = format!("{error} (hint: {})", error.hint().unwrap_or_default());
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     };
     says(&none, "${data}/a", &["--data", "OUNCE_DATA", "ounce data toy"]);

@@ -75,7 +75,7 @@ impl EvalError {
         match self {
             Self::Input { hint, .. } | Self::Line { hint, .. } => (!hint.is_empty()).then(|| (*hint).to_owned()),
             Self::NotFinite { .. } => {
-                Some("the weights hold values that are not finite, or overflow in 16 bits".into())
+                Some("the weights hold NaN or infinity; `ounce inspect MODEL --scan` names the tensors".into())
             }
             Self::Io { .. } => Some("name the file, or the data folder that holds the suite".into()),
             Self::Model(e) => e.hint(),

@@ -110,10 +110,14 @@ fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             Some("check the permissions, or choose another place")
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Some("free some space on this disk, or choose another place")
         }
-        io::ErrorKind::NotADirectory => Some("one of the folders of this path is a file"),
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            Some("one of the folders of this path is a file")
+        }
+        io::ErrorKind::IsADirectory => Some("name a file, not a folder"),
+        io::ErrorKind::InvalidData => Some("the file is damaged, or not a text in UTF-8"),
         _ => None,
     }
 }

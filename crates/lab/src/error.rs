@@ -40,7 +40,10 @@ impl LabError {
         match self {
             Self::Format(e) => e.hint().map(str::to_owned),
             Self::Model(e) => e.hint(),
-            _ => None,
+            Self::Eval(e) => e.hint(),
+            Self::Compress(e) => e.hint(),
+            Self::Checkpoint(e) => e.hint(),
+            Self::Demo(_) | Self::Recipe(_) | Self::Report(_) | Self::Tensor(_) => None,
         }
     }
 }

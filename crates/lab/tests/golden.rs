@@ -58,3 +58,28 @@ fn what_is_not_supported_fails() {
         "{checks:?}"
     );
 }
+
+/// A fuzzer's kind of case: what it holds has the wrong shape.
+#[test]
+fn a_case_of_the_wrong_shape_fails_and_does_not_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("case.json"), "{\"kind\": \"merge\"}").unwrap();
+    for shape in [&[][..], &[0], &[0, 2], &[1, 1, 1]] {
+        let n = shape.iter().product::<usize>();
+        let points = vec![0_u8; 8 * n];
+        let labels = vec![0_u8; 8];
+        ounce_formats::write_file(
+            &dir.path().join("expected.safetensors"),
+            &[
+                ("points.0", ounce_formats::Dtype::F64, shape, &points),
+                ("labels.0.average", ounce_formats::Dtype::I64, &[1], &labels),
+            ],
+            &std::collections::BTreeMap::new(),
+        )
+        .unwrap();
+        let checks = verify_case(dir.path());
+        assert_eq!(checks.len(), 1, "{shape:?}: {checks:?}");
+        // One point is one cluster, whatever its shape: that is what the labels say.
+        assert_eq!(checks[0].passed, shape == [1, 1, 1], "{shape:?}: {checks:?}");
+    }
+}

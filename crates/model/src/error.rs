@@ -65,7 +65,8 @@ impl ModelError {
                 (!hint.is_empty()).then(|| hint.clone())
             }
             Self::Format(e) => e.hint().map(str::to_owned),
-            Self::Tokenizer(_) | Self::Cache(_) | Self::Tensor(_) => None,
+            Self::Tokenizer(e) => e.hint().map(str::to_owned),
+            Self::Cache(_) | Self::Tensor(_) => None,
         }
     }
 }

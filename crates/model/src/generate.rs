@@ -9,6 +9,10 @@ use crate::{
 use ounce_tensor::{Compute, no_grad};
 use std::time::{Duration, Instant};
 
+/// New tokens whose keys and values get their memory at once; a cache grows by doubling beyond. "As many as there are" must
+/// not take all memory before the first token.
+const MOST_RESERVED: usize = 8192;
+
 /// Settings of one generation.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
@@ -64,13 +68,9 @@ pub fn generate(
     if let Some((what, rule)) = options.sampler.problem() {
         return input(what, rule, "");
     }
-    let mut cache = model.cache(
-        1,
-        prompt
-            .len()
-            .saturating_add(options.max_new_tokens)
-            .min(model.config.max_positions.max(prompt.len())),
-    );
+    let room = model.config.max_positions.saturating_sub(prompt.len());
+    let reserve = prompt.len() + options.max_new_tokens.min(room).min(MOST_RESERVED);
+    let mut cache = model.cache(1, reserve);
     let mut sampler = Sampler::new(options.sampler.clone(), prompt);
     let mut ids = prompt.to_vec();
     let start = Instant::now();
@@ -90,7 +90,7 @@ pub fn generate(
             return input(
                 "logits",
                 "are not finite",
-                "the weights hold NaN or infinity; see `ounce inspect`",
+                "the weights hold NaN or infinity; `ounce inspect MODEL --scan` names the tensors",
             );
         }
         from = ids.len();

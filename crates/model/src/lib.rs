@@ -39,4 +39,4 @@ pub use rope::RopeTable;
 pub use sampler::{Sampler, SamplerConfig};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
 pub use topk::top_k;
-pub use weights::model_tensors;
+pub use weights::{model_tensors, parameter_count};

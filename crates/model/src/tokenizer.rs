@@ -26,7 +26,7 @@ pub use train::{SpecialTokens, train_byte_level_bpe};
 #[derive(Debug, Error)]
 pub enum TokenizerError {
     /// A file could not be read or written.
-    #[error("{}: {source}{}", path.display(), hint_for(path))]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// An id no token has.
-    #[error("token id {id} has no token (ids run to {}); does this tokenizer belong to the model?", size.saturating_sub(1))]
+    #[error("token id {id} has no token (ids run to {})", size.saturating_sub(1))]
     OutOfRange {
         /// The id.
         id: u32,
@@ -50,7 +50,7 @@ pub enum TokenizerError {
         size: usize,
     },
     /// The `tokenizers` crate refused, or panicked on, well-formed input.
-    #[error("{action} failed: {reason}; the tokenizer.json may be damaged")]
+    #[error("{action} failed: {reason}")]
     Backend {
         /// What was being done.
         action: &'static str,
@@ -62,11 +62,23 @@ pub enum TokenizerError {
     Training(String),
 }
 
-fn hint_for(path: &Path) -> &'static str {
-    if path.ends_with("tokenizer.json") {
-        " (a model folder needs a tokenizer.json; sentencepiece-only folders must be converted first)"
-    } else {
-        ""
+impl TokenizerError {
+    /// What the user can do about it, if anything is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+                Some(if path.ends_with("tokenizer.json") {
+                    "a model folder needs a tokenizer.json; sentencepiece-only folders must be converted first"
+                } else {
+                    "check the spelling of the path"
+                })
+            }
+            Self::Io { .. } => None,
+            Self::Malformed { .. } => Some("the file is damaged or was edited; download it again"),
+            Self::OutOfRange { .. } => Some("does this tokenizer belong to the model?"),
+            Self::Backend { .. } => Some("the tokenizer.json may be damaged"),
+            Self::Training(_) => Some("see tokenizer.train_vocab and data.train in the recipe"),
+        }
     }
 }
 

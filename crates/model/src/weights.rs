@@ -213,31 +213,103 @@ impl Weights for FreshWeights {
     }
 }
 
-/// Records what a model asks for; hands out zeros.
-struct Listing(Vec<(String, Vec<usize>)>);
+/// Tells a callback what a model asks for, and hands out nothing: blocks keep their weights and look at them only in a
+/// forward.
+struct Listing<'a>(&'a mut dyn FnMut(&str, &[usize]) -> Result<()>);
 
-impl Weights for Listing {
+impl Weights for Listing<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.0.push((name.to_owned(), shape.to_vec()));
-        // Nobody reads the values: zeroed pages that are never touched cost no memory.
-        Ok(Tensor::zeros(shape))
+        (self.0)(name, shape)?;
+        Ok(Tensor::zeros(&[0]))
     }
 }
 
-/// Names and shapes of all tensors of a configuration, in checkpoint order, one layer in memory at a time.
+/// Calls `f` with name and shape of every tensor of a configuration, in checkpoint order, one layer in memory at a time.
+fn visit_tensors(config: &ModelConfig, f: &mut dyn FnMut(&str, &[usize]) -> Result<()>) -> Result<()> {
+    let table = [config.vocab_size, config.hidden_size];
+    f("model.embed_tokens.weight", &table)?;
+    for layer in 0..config.layers.len() {
+        crate::Block::new(config, layer, &mut Listing(f))?;
+    }
+    f("model.norm.weight", &[config.hidden_size])?;
+    if !config.tied {
+        f("lm_head.weight", &table)?;
+    }
+    Ok(())
+}
+
+/// Names and shapes of all tensors of a configuration, in checkpoint order.
 ///
 /// # Errors
 /// If the configuration cannot be built.
 pub fn model_tensors(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
-    let mut list = Listing(Vec::new());
-    let shape = [config.vocab_size, config.hidden_size];
-    list.0.push(("model.embed_tokens.weight".into(), shape.to_vec()));
-    for layer in 0..config.layers.len() {
-        crate::Block::new(config, layer, &mut list)?;
+    let mut list = Vec::new();
+    visit_tensors(config, &mut |name, shape| {
+        list.push((name.to_owned(), shape.to_vec()));
+        Ok(())
+    })?;
+    Ok(list)
+}
+
+/// Most parameters anyone can mean; more overflows sizes in bytes.
+const MOST_PARAMETERS: u64 = 1 << 48;
+
+/// Number of parameters of a configuration.
+///
+/// # Errors
+/// If the configuration cannot be built, or has more than 2^48 parameters.
+pub fn parameter_count(config: &ModelConfig) -> Result<u64> {
+    let mut total = 0_u64;
+    visit_tensors(config, &mut |name, shape| {
+        let size = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
+        match size
+            .and_then(|n| total.checked_add(n))
+            .filter(|&n| n <= MOST_PARAMETERS)
+        {
+            Some(sum) => total = sum,
+            None => {
+                return Err(ModelError::Weight {
+                    file: "configuration".into(),
+                    tensor: name.to_owned(),
+                    rule: format!("with shape {shape:?} takes the model beyond 2^48 parameters"),
+                    hint: "check the sizes of the configuration".into(),
+                });
+            }
+        }
+        Ok(())
+    })?;
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(hidden_size: u64) -> ModelConfig {
+        let json = json!({
+            "model_type": "mixtral", "vocab_size": 11, "hidden_size": hidden_size, "intermediate_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1,
+        });
+        ModelConfig::parse("config.json", &json).unwrap()
     }
-    list.0.push(("model.norm.weight".into(), vec![config.hidden_size]));
-    if !config.tied {
-        list.0.push(("lm_head.weight".into(), shape.to_vec()));
+
+    #[test]
+    fn parameters_are_counted_without_holding_them() {
+        let config_8 = config(8);
+        let listed: usize = model_tensors(&config_8)
+            .unwrap()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
+        // Embedding and head; per layer two norms, four square maps, router, experts; the last norm.
+        let expected = 2 * 11 * 8 + 2 * (2 * 8 + 4 * 8 * 8 + 3 * 8 + 3 * 3 * 8 * 12) + 8;
+        assert_eq!(
+            (listed, parameter_count(&config_8).unwrap()),
+            (expected, expected as u64)
+        );
+        // 2^52 parameters of one map: more than any memory, and yet only a number here.
+        let error = parameter_count(&config(1 << 26)).unwrap_err().to_string();
+        assert!(error.contains("beyond 2^48 parameters"), "{error}");
     }
-    Ok(list.0)
 }

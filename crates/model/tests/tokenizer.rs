@@ -187,7 +187,8 @@ fn eos_ids_are_the_union_in_order_of_authority() {
 fn broken_folders_say_which_file_and_why() {
     let says = |files: &[(&str, &str)], parts: &[&str]| {
         let dir = folder(files);
-        let error = Tokenizer::from_folder(dir.path()).unwrap_err().to_string();
+        let error = Tokenizer::from_folder(dir.path()).unwrap_err();
+        let error = format!("{error} (hint: {})", error.hint().unwrap_or_default());
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     };
     let good = trained(300).to_json().unwrap();

@@ -8,8 +8,9 @@ use crate::{
     error::{Result, TrainError},
     optimizer::Optimizer,
     recipe::{Export, Recipe},
+    trainer::TrainJob,
 };
-use ounce_formats::{Dtype, SafetensorsFile, SafetensorsWriter, TensorSpec, as_bytes, fsx};
+use ounce_formats::{Dtype, FormatError, SafetensorsWriter, TensorSpec, as_bytes, fsx};
 use ounce_model::{Model, ModelError, Tokenizer};
 use ounce_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -40,12 +41,13 @@ pub(crate) struct State {
 /// Version of the folder's layout.
 pub(crate) const FORMAT: u32 = 1;
 
-fn folder_error<T>(place: &Path, rule: impl Into<String>, hint: &str) -> Result<T> {
-    Err(TrainError::Folder {
+/// A broken rule of a training folder or a file in it.
+pub(crate) fn folder_error(place: &Path, rule: impl Into<String>, hint: &str) -> TrainError {
+    TrainError::Folder {
         place: place.display().to_string(),
         rule: rule.into(),
         hint: hint.into(),
-    })
+    }
 }
 
 /// The checkpoints in `out`, newest first.
@@ -117,6 +119,33 @@ pub(crate) struct Snapshot<'a> {
 
 /// Writes `OUT/step-N/` and removes all but the last `keep` checkpoints.
 pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
+    let (step, keep) = (snapshot.state.step, snapshot.recipe.run.keep);
+    place(out, &format!("step-{step}"), |dir| write(dir, snapshot))?;
+    for (_, old) in list(out).into_iter().skip(keep) {
+        remove(&old)?;
+    }
+    Ok(())
+}
+
+/// Fills `out/.NAME.partial` and renames it to `out/NAME`, replacing an older one only then. After a failure nothing of
+/// it is left.
+fn place(out: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let partial = out.join(format!(".{name}.partial"));
+    let target = out.join(name);
+    remove(&partial)?;
+    fsx::create_dir_all(&partial)?;
+    let filled = fill(&partial).and_then(|()| Ok(fsx::sync_dir(&partial)?));
+    if filled.is_err() {
+        // Best effort, and it gives a full disk its space back; the failure is what matters.
+        let _ = fs::remove_dir_all(&partial);
+    }
+    filled?;
+    remove(&target)?;
+    fsx::rename(&partial, &target)?;
+    Ok(fsx::sync_dir(out)?)
+}
+
+fn write(dir: &Path, snapshot: Snapshot<'_>) -> Result<()> {
     let Snapshot {
         model,
         optimizer,
@@ -125,13 +154,8 @@ pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
         recipe,
         state,
     } = snapshot;
-    let partial = out.join(format!(".step-{}.partial", state.step));
-    let target = out.join(format!("step-{}", state.step));
-    remove(&partial)?;
-    remove(&target)?;
-    fsx::create_dir_all(&partial)?;
-    export(&partial, model, config, tokenizer, recipe.run.export)?;
-    fsx::write_atomic(&partial.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+    export(dir, model, config, tokenizer, recipe.run.export)?;
+    fsx::write_atomic(&dir.join("recipe.toml"), recipe.to_toml().as_bytes())?;
 
     let mut specs = Vec::new();
     let mut masters: Vec<Tensor> = Vec::new();
@@ -145,92 +169,54 @@ pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
         }
         masters.push(p.tensor.detach());
     });
-    let mut writer = SafetensorsWriter::create(&partial.join("trainer.safetensors"), specs, &BTreeMap::new())?;
+    let mut writer = SafetensorsWriter::create(&dir.join("trainer.safetensors"), specs, &BTreeMap::new())?;
     for (master, (name, first, second)) in masters.iter().zip(&optimizer.moments) {
         writer.write(&format!("master.{name}"), master.bytes())?;
         writer.write(&format!("first.{name}"), as_bytes(first))?;
         writer.write(&format!("second.{name}"), as_bytes(second))?;
     }
     writer.finish()?;
-    drop(masters);
-    write_json(&partial.join("state.json"), &state)?;
-    fsx::sync_dir(&partial)?;
-    fsx::rename(&partial, &target)?;
-    fsx::sync_dir(out)?;
-    for (_, old) in list(out).into_iter().skip(recipe.run.keep) {
-        remove(&old)?;
-    }
-    Ok(())
+    write_json(&dir.join("state.json"), &state)
 }
 
 /// Removes a folder of ours, if it is there.
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => folder_error(path, format!("cannot be removed: {e}"), ""),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(FormatError::Io {
+            path: path.to_owned(),
+            action: "remove it",
+            error,
+        }
+        .into()),
         _ => Ok(()),
     }
 }
 
-/// Removes checkpoints that were never finished.
+/// Removes what was never finished.
 pub(crate) fn clear_partial(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with(".step-") {
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".partial") {
             remove(&entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Reads `state.json` of a checkpoint.
-pub(crate) fn read_state(dir: &Path) -> Result<State> {
-    let path = dir.join("state.json");
-    let text = fsx::read_to_string(&path)?;
-    let state: State = match serde_json::from_str(&text) {
-        Ok(state) => state,
-        Err(e) => {
-            return folder_error(
-                &path,
-                format!("is damaged: {e}"),
-                "remove the folder; the checkpoint before it is used",
-            );
-        }
-    };
-    if state.format != FORMAT {
-        return folder_error(
-            &path,
-            format!("has format {}, this program reads {FORMAT}", state.format),
-            "",
+/// `OUT/final/`: the model alone, with recipe, metrics and card.
+pub(crate) fn write_final(job: &TrainJob, model: &mut Model, config: &Value, tokenizer: &Tokenizer) -> Result<()> {
+    place(&job.out, "final", |dir| {
+        export(dir, model, config, tokenizer, job.recipe.run.export)?;
+        fsx::write_atomic(&dir.join("recipe.toml"), job.recipe.to_toml().as_bytes())?;
+        let metrics = fsx::read(&job.out.join("metrics.jsonl"))?;
+        fsx::write_atomic(&dir.join("metrics.jsonl"), &metrics)?;
+        let card = format!(
+            "# {} parameters, trained with Ounce {}\n\n```\n{}\n```\n\nThe recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n",
+            model.parameters(),
+            env!("CARGO_PKG_VERSION"),
+            job.command_line,
         );
-    }
-    Ok(state)
-}
-
-/// Puts masters and moments of the checkpoint `dir` into `model` and `optimizer`.
-pub(crate) fn restore(dir: &Path, model: &mut Model, optimizer: &mut Optimizer) -> Result<()> {
-    let file = SafetensorsFile::open(&dir.join("trainer.safetensors"))?;
-    let mut failed = None;
-    let mut index = 0;
-    model.visit(&mut |p| {
-        let shape = p.tensor.shape().to_vec();
-        let mut load = || -> Result<()> {
-            let read = |part: &str| -> Result<Vec<f32>> {
-                let name = format!("{part}.{}", p.name);
-                let view = file.view(&name)?;
-                if view.shape != shape {
-                    return folder_error(dir, format!("tensor \"{name}\" has another shape than the model"), "");
-                }
-                Ok(view.to_f32_vec()?)
-            };
-            p.tensor = Tensor::new(read("master")?, &shape)?.requires_grad();
-            let (_, first, second) = &mut optimizer.moments[index];
-            (*first, *second) = (read("first")?, read("second")?);
-            Ok(())
-        };
-        if failed.is_none() {
-            failed = load().err();
-        }
-        index += 1;
-    });
-    failed.map_or(Ok(()), Err)
+        Ok(fsx::write_atomic(&dir.join("README.md"), card.as_bytes())?)
+    })
 }

@@ -46,7 +46,7 @@ impl Corpus {
                     file: "recipe".into(),
                     key: "tokenizer".into(),
                     rule: "is missing".into(),
-                    hint: String::new(),
+                    hint: "give tokenizer.train_vocab or tokenizer.reuse".into(),
                 });
             }
         };
@@ -65,6 +65,20 @@ impl Corpus {
             validation,
             tokenizer,
         })
+    }
+
+    /// Refuses ids that a model with `vocabulary` embeddings has no row for (a tokenizer of another model).
+    pub(crate) fn check_range(&self, vocabulary: usize) -> Result<()> {
+        let streams = self.validation.iter().chain([&*self.train]);
+        match streams.filter_map(TokenStream::max_id).max() {
+            Some(id) if id as usize >= vocabulary => Err(TrainError::Recipe {
+                file: "recipe".into(),
+                key: "tokenizer".into(),
+                rule: format!("makes token id {id}, the model has a vocabulary of {vocabulary}"),
+                hint: "use the tokenizer of the checkpoint that init names".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Bytes of text that `ids` stand for; special tokens stand for none.

@@ -8,14 +8,20 @@
 mod checkpoint;
 mod corpus;
 mod error;
+mod estimate;
+mod metrics;
 pub mod objective;
 mod optimizer;
 mod recipe;
+mod resume;
 mod schedule;
+mod step;
 mod trainer;
 
 pub use error::{Result, TrainError};
+pub use estimate::{Estimate, estimate};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use recipe::{Recipe, Run};
 pub use schedule::Schedule;
-pub use trainer::{Estimate, Evaluation, Event, StepReport, StepResult, TrainJob, TrainStep, estimate, train};
+pub use step::{StepResult, TrainStep};
+pub use trainer::{Evaluation, Event, StepReport, TrainJob, train};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// `[optimizer]` of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, [optimizer]")]
 pub struct OptimizerConfig {
     /// Peak learning rate.
     pub lr: f64,

@@ -18,7 +18,7 @@ use toml::Value;
 
 /// A complete, checked recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a recipe")]
 pub struct Recipe {
     /// Continue from this checkpoint's weights (and tokenizer) instead of fresh ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct Recipe {
 
 /// `[tokenizer]`: exactly one of the two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", deny_unknown_fields, expecting = "a table, [tokenizer]")]
 pub enum TokenizerConfig {
     /// Train a byte-level BPE with this many tokens on the training files.
     TrainVocab(usize),
@@ -55,7 +55,7 @@ pub enum TokenizerConfig {
 
 /// `[data]`. Paths may begin with `${data}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, [data]")]
 pub struct DataConfig {
     /// Files or folders to train on.
     pub train: Vec<String>,
@@ -104,7 +104,7 @@ impl From<Arithmetic> for Compute {
 
 /// `[run]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, [run]")]
 pub struct Run {
     /// Optimiser steps.
     pub steps: u64,
@@ -145,6 +145,12 @@ fn two() -> usize {
     2
 }
 
+/// Where to read on.
+const KEYS: &str = "docs/training.md lists all keys and their ranges";
+
+/// Tokens of one step; more overflows sizes computed from it, and fits no machine.
+const MOST_TOKENS: usize = 1 << 40;
+
 impl Run {
     /// Windows per forward.
     pub fn micro_batch(&self) -> usize {
@@ -172,8 +178,10 @@ impl Recipe {
             rule,
             hint: hint.into(),
         };
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|e| fail("", format!("is not TOML: {}", e.message()), ""))?;
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| {
+            let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
+            fail("", format!("line {line} is not TOML: {}", e.message()), KEYS)
+        })?;
         for pair in overrides {
             let Some((key, value)) = pair.split_once('=') else {
                 return Err(fail(
@@ -182,20 +190,25 @@ impl Recipe {
                     "for example --set run.steps=100",
                 ));
             };
-            set(&mut table, key.trim(), value.trim()).map_err(|rule| fail(key, rule, ""))?;
+            set(&mut table, key.trim(), value.trim())
+                .map_err(|rule| fail(key, rule, "for example --set run.steps=100"))?;
         }
         let recipe: Self = Value::Table(table)
             .try_into()
-            .map_err(|e: toml::de::Error| fail("", e.message().to_owned(), "docs/training.md lists all keys"))?;
-        match recipe.problem() {
-            None => Ok(recipe),
-            Some((key, rule)) => Err(fail(key, rule, "")),
+            .map_err(|e: toml::de::Error| fail(&place(&e), e.message().to_owned(), KEYS))?;
+        if let Some((key, rule)) = recipe.problem() {
+            return Err(fail(key, rule, KEYS));
         }
+        if let Some(shape) = &recipe.model {
+            shape.check().map_err(|(key, rule)| fail(&key, rule, KEYS))?;
+        }
+        Ok(recipe)
     }
 
     /// The first key out of range.
     fn problem(&self) -> Option<(&'static str, String)> {
         let (run, opt) = (&self.run, &self.optimizer);
+        let per_step = run.batch.checked_mul(run.length);
         let checks: &[(&str, bool, &str)] = &[
             (
                 "model",
@@ -216,20 +229,38 @@ impl Recipe {
                 run.micro_batch() > 0 && run.batch % run.micro_batch().max(1) == 0,
                 "must divide run.batch",
             ),
+            (
+                "run.batch",
+                per_step.is_some_and(|n| n <= MOST_TOKENS),
+                "times run.length must be at most 2^40 tokens per step",
+            ),
+            (
+                "run.steps",
+                per_step.is_some_and(|n| run.steps.checked_mul(n as u64).is_some_and(|n| n < 1 << 63)),
+                "times run.batch times run.length must be below 2^63 tokens",
+            ),
             ("run.keep", run.keep > 0, "must be at least 1"),
-            ("optimizer.lr", opt.lr > 0.0 && opt.lr.is_finite(), "must be above 0"),
+            (
+                "optimizer.lr",
+                opt.lr > 0.0 && opt.lr.is_finite(),
+                "must be above 0 and finite",
+            ),
             ("optimizer.beta1", (0.0..1.0).contains(&opt.beta1), "must be in 0..1"),
             ("optimizer.beta2", (0.0..1.0).contains(&opt.beta2), "must be in 0..1"),
-            ("optimizer.eps", opt.eps > 0.0, "must be above 0"),
+            (
+                "optimizer.eps",
+                opt.eps > 0.0 && opt.eps.is_finite(),
+                "must be above 0 and finite",
+            ),
             (
                 "optimizer.weight_decay",
-                opt.weight_decay >= 0.0,
-                "must not be negative",
+                opt.weight_decay >= 0.0 && opt.weight_decay.is_finite(),
+                "must be at least 0 and finite",
             ),
             (
                 "optimizer.clip",
-                opt.clip >= 0.0,
-                "must not be negative (0 turns it off)",
+                opt.clip >= 0.0 && opt.clip.is_finite(),
+                "must be at least 0 (which turns it off) and finite",
             ),
             (
                 "schedule.floor",
@@ -269,6 +300,15 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("invariant: a recipe has only TOML types")
     }
+}
+
+/// The dotted key an error is about, as far as the parser tells: it names the table of an unknown key.
+fn place(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let key = text
+        .rsplit_once("\nin `")
+        .map(|(_, key)| key.trim_end().trim_end_matches('`'));
+    key.unwrap_or_default().to_owned()
 }
 
 /// Sets a dotted key; the value is TOML, or a bare string.
@@ -339,10 +379,20 @@ length = 8
         );
         assert_eq!(
             error(&["optimizer.lr=-1"]),
-            "r.toml: key \"optimizer.lr\": must be above 0"
+            "r.toml: key \"optimizer.lr\": must be above 0 and finite"
         );
         assert!(error(&["run.length=1000"]).contains("must be at most model.max_positions = 512, is 1000"));
-        assert!(error(&["run.stepz=1"]).contains("unknown field `stepz`"));
+        assert!(error(&["run.stepz=1"]).starts_with("r.toml: key \"run\": unknown field `stepz`"));
+        assert_eq!(
+            error(&["model.heads=3"]),
+            "r.toml: key \"model.heads\": must divide model.hidden_size = 16, is 3"
+        );
+        assert_eq!(
+            error(&["model.balance=nan"]),
+            "r.toml: key \"model.balance\": must be a finite number, is NaN"
+        );
+        let syntax = Recipe::parse("r.toml", "[run]\nsteps = 1\nsteps = 2\n", &[]).unwrap_err();
+        assert_eq!(syntax.to_string(), "r.toml: line 3 is not TOML: duplicate key");
         assert!(error(&["nonsense"]).contains("an override is key=value"));
         assert!(error(&["init=somewhere"]).contains("give either [model] or init"));
     }

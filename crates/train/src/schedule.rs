@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// `[schedule]` of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, [schedule]")]
 pub struct Schedule {
     /// Steps of linear warm-up.
     #[serde(default)]

@@ -44,21 +44,21 @@ pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
     let streaming = !global.json && tokenizer.is_some();
     let mut decoder = tokenizer.as_ref().map(|t| StreamDecoder::new(t, true));
     let mut printed = Ok(());
-    if let (true, Some(text)) = (streaming, &args.prompt) {
-        output::piece(text)?;
-    }
+    // Printed with the first token: a prompt that is refused prints nothing.
+    let mut opening = args.prompt.clone().filter(|_| streaming);
     let made = generate(&model, &prompt, &options, |id| {
-        if let (true, Some(decoder)) = (streaming, &mut decoder)
-            && let Some(text) = decoder.push(id)
-        {
-            printed = output::piece(&text);
+        if let (true, Some(decoder)) = (streaming, &mut decoder) {
+            let text = opening.take().unwrap_or_default() + &decoder.push(id).unwrap_or_default();
+            if !text.is_empty() {
+                printed = output::piece(&text);
+            }
         }
         printed.is_ok() && !interrupt::pressed()
     })?;
     printed?;
     if streaming {
         let rest = decoder.and_then(StreamDecoder::finish).unwrap_or_default();
-        output::line(&rest)?;
+        output::line(&(opening.unwrap_or_default() + &rest))?;
     } else if global.json {
         let text = match &tokenizer {
             Some(tokenizer) => Some(tokenizer.decode(&made.ids, true)?),

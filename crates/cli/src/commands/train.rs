@@ -15,11 +15,11 @@ use serde_json::json;
 pub(super) fn run(args: &Train, global: &Global) -> Outcome {
     let recipe = Recipe::read(&args.recipe, &args.set)?;
     if args.dry_run {
-        let e = estimate(&recipe)?;
+        let e = estimate(&recipe, &DataDir::from_environment(args.data.clone()))?;
         if global.json {
             return output::json(&e);
         }
-        output::line(&format!("parameters      {}", format_count(e.parameters as u64)))?;
+        output::line(&format!("parameters      {}", format_count(e.parameters)))?;
         output::line(&format!("tokens          {}", format_count(e.tokens)))?;
         output::line(&format!("training state  {}", format_bytes(e.state_bytes)))?;
         output::line(&format!("activations     about {}", format_bytes(e.activation_bytes)))?;
@@ -63,6 +63,8 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
                     ),
                 );
             }
+            // Told even with --no-progress: it is no progress.
+            Event::Warning(text) => steps.suspend(|| note(true, &format!("warning: {text}"))),
             Event::Step(step) => {
                 steps.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
                 steps.set_position(step.step);

@@ -1,46 +1,11 @@
 //! Broken input: every message names the place, the rule and a hint, and the exit code is 1, never 2.
 
-use crate::support::{copy_of, golden, ounce, poke, recipe, run, set_config, text, write_ids};
+use crate::support::{Script, copy_of, golden, ounce, poke, recipe, run, set_config, text, write_ids};
 use serde_json::json;
 use std::{
-    fmt::Write as _,
     fs::{self, File},
-    path::Path,
     process::Stdio,
 };
-
-/// Runs every case and writes down what a user sees, with changing paths replaced by words.
-struct Script {
-    seen: String,
-    names: Vec<(String, &'static str)>,
-}
-
-impl Script {
-    fn new() -> Self {
-        let mut script = Self {
-            seen: String::new(),
-            names: Vec::new(),
-        };
-        script.name(&golden(""), "GOLDEN");
-        script
-    }
-    fn name(&mut self, path: &Path, name: &'static str) {
-        self.names.push((text(path).trim_end_matches('/').to_owned(), name));
-    }
-    fn case(&mut self, args: &[&str]) {
-        let output = run(args);
-        let err = String::from_utf8(output.stderr).unwrap();
-        let code = output.status.code();
-        assert!(output.stdout.is_empty(), "{args:?} wrote to stdout");
-        assert_eq!(code, Some(1), "{args:?}: {err}");
-        assert!(err.starts_with("error: "), "{args:?}: {err}");
-        let mut seen = format!("$ ounce {}\n{}\n", args.join(" "), err.trim_end());
-        for (path, name) in &self.names {
-            seen = seen.replace(path, name);
-        }
-        let _ = writeln!(self.seen, "{seen}");
-    }
-}
 
 #[test]
 fn arguments() {

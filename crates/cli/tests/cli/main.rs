@@ -1,5 +1,7 @@
 //! The real binary, as a user meets it: words, exit codes, streams, files, signals.
 
+mod bad_files;
+mod disk;
 mod errors;
 mod help;
 mod life;

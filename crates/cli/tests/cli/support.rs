@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -35,6 +36,27 @@ pub(crate) fn stdout(args: &[&str]) -> String {
 pub(crate) fn json(args: &[&str]) -> Value {
     let text = stdout(args);
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+}
+
+/// What stands in a folder, sorted; nothing if there is none.
+pub(crate) fn listing(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<String> = entries
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Changes the header of a safetensors file; its data stay as they are.
+pub(crate) fn set_header(file: &Path, change: impl FnOnce(&mut Value)) {
+    let bytes = fs::read(file).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    change(&mut header);
+    let header = header.to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    fs::write(file, [&length[..], header.as_bytes(), &bytes[end..]].concat()).unwrap();
 }
 
 /// A golden case that ships with the tests of `ounce-lab`.
@@ -182,4 +204,37 @@ export = "f32"
 "#;
     fs::write(&recipe, toml).unwrap();
     (dir, recipe)
+}
+
+/// Runs every case and writes down what a user sees, with changing paths replaced by words.
+pub(crate) struct Script {
+    pub(crate) seen: String,
+    names: Vec<(String, &'static str)>,
+}
+
+impl Script {
+    pub(crate) fn new() -> Self {
+        let mut script = Self {
+            seen: String::new(),
+            names: Vec::new(),
+        };
+        script.name(&golden(""), "GOLDEN");
+        script
+    }
+    pub(crate) fn name(&mut self, path: &Path, name: &'static str) {
+        self.names.push((text(path).trim_end_matches('/').to_owned(), name));
+    }
+    pub(crate) fn case(&mut self, args: &[&str]) {
+        let output = run(args);
+        let err = String::from_utf8(output.stderr).unwrap();
+        let code = output.status.code();
+        assert!(output.stdout.is_empty(), "{args:?} wrote to stdout");
+        assert_eq!(code, Some(1), "{args:?}: {err}");
+        assert!(err.starts_with("error: "), "{args:?}: {err}");
+        let mut seen = format!("$ ounce {}\n{}\n", args.join(" "), err.trim_end());
+        for (path, name) in &self.names {
+            seen = seen.replace(path, name);
+        }
+        let _ = writeln!(self.seen, "{seen}");
+    }
 }

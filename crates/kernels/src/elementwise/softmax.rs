@@ -14,16 +14,7 @@ use crate::{
 /// # Panics
 /// If the lengths differ or `x` is not whole rows.
 pub fn softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
-    same_length(&[x.len(), y.len()]);
-    whole_rows(x.len(), n);
-    if x.is_empty() {
-        return;
-    }
-    if let (Some(x), Some(y)) = (T::as_f32(x), T::as_f32_mut(y)) {
-        let part = rows_per_task(n) * n;
-        return parallel_chunks_mut(y, part, |i, y| softmax_rows(&x[i * part..][..y.len()], n, y));
-    }
-    plain::softmax(x, n, y);
+    by_rows(x, n, y, softmax_rows, plain::softmax);
 }
 
 /// dx of [`softmax`] from its output `y`: dx = y * (dy - sum(y * dy)), row by row.
@@ -31,18 +22,7 @@ pub fn softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
 /// # Panics
 /// If the lengths differ or `y` is not whole rows.
 pub fn softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &mut [T]) {
-    same_length(&[y.len(), dy.len(), dx.len()]);
-    whole_rows(y.len(), n);
-    if y.is_empty() {
-        return;
-    }
-    if let (Some(y), Some(dy), Some(dx)) = (T::as_f32(y), T::as_f32(dy), T::as_f32_mut(dx)) {
-        let part = rows_per_task(n) * n;
-        return parallel_chunks_mut(dx, part, |i, dx| {
-            softmax_backward_rows(&y[i * part..][..dx.len()], &dy[i * part..][..dx.len()], n, dx)
-        });
-    }
-    plain::softmax_backward(y, dy, n, dx);
+    by_row_pairs([y, dy], n, dx, softmax_backward_rows, plain::softmax_backward);
 }
 
 /// y = log softmax of each row of `x` [rows, n].
@@ -50,16 +30,7 @@ pub fn softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &mut [T]) {
 /// # Panics
 /// If the lengths differ or `x` is not whole rows.
 pub fn log_softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
-    same_length(&[x.len(), y.len()]);
-    whole_rows(x.len(), n);
-    if x.is_empty() {
-        return;
-    }
-    if let (Some(x), Some(y)) = (T::as_f32(x), T::as_f32_mut(y)) {
-        let part = rows_per_task(n) * n;
-        return parallel_chunks_mut(y, part, |i, y| log_softmax_rows(&x[i * part..][..y.len()], n, y));
-    }
-    plain::log_softmax(x, n, y);
+    by_rows(x, n, y, log_softmax_rows, plain::log_softmax);
 }
 
 /// dx of [`log_softmax`] from its output `y`: dx = dy - e^y * sum(dy), row by row.
@@ -67,18 +38,50 @@ pub fn log_softmax<T: Float>(x: &[T], n: usize, y: &mut [T]) {
 /// # Panics
 /// If the lengths differ or `y` is not whole rows.
 pub fn log_softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &mut [T]) {
-    same_length(&[y.len(), dy.len(), dx.len()]);
-    whole_rows(y.len(), n);
-    if y.is_empty() {
+    by_row_pairs([y, dy], n, dx, log_softmax_backward_rows, plain::log_softmax_backward);
+}
+
+/// `fast` on pieces of whole rows, in parallel, for f32; `plain` on everything for other types.
+fn by_rows<T: Float>(
+    x: &[T],
+    n: usize,
+    y: &mut [T],
+    fast: fn(&[f32], usize, &mut [f32]),
+    plain: fn(&[T], usize, &mut [T]),
+) {
+    same_length(&[x.len(), y.len()]);
+    whole_rows(x.len(), n);
+    if x.is_empty() {
         return;
     }
-    if let (Some(y), Some(dy), Some(dx)) = (T::as_f32(y), T::as_f32(dy), T::as_f32_mut(dx)) {
+    if let (Some(x), Some(y)) = (T::as_f32(x), T::as_f32_mut(y)) {
         let part = rows_per_task(n) * n;
-        return parallel_chunks_mut(dx, part, |i, dx| {
-            log_softmax_backward_rows(&y[i * part..][..dx.len()], &dy[i * part..][..dx.len()], n, dx)
+        return parallel_chunks_mut(y, part, |i, y| fast(&x[i * part..][..y.len()], n, y));
+    }
+    plain(x, n, y);
+}
+
+/// The same with two inputs.
+fn by_row_pairs<T: Float>(
+    [a, b]: [&[T]; 2],
+    n: usize,
+    out: &mut [T],
+    fast: fn(&[f32], &[f32], usize, &mut [f32]),
+    plain: fn(&[T], &[T], usize, &mut [T]),
+) {
+    same_length(&[a.len(), b.len(), out.len()]);
+    whole_rows(a.len(), n);
+    if a.is_empty() {
+        return;
+    }
+    if let (Some(a), Some(b), Some(out)) = (T::as_f32(a), T::as_f32(b), T::as_f32_mut(out)) {
+        let part = rows_per_task(n) * n;
+        return parallel_chunks_mut(out, part, |i, out| {
+            let here = i * part..i * part + out.len();
+            fast(&a[here.clone()], &b[here], n, out);
         });
     }
-    plain::log_softmax_backward(y, dy, n, dx);
+    plain(a, b, n, out);
 }
 
 /// e^(x - shift)

@@ -3,6 +3,7 @@
 use crate::{
     Float,
     attention::{AttentionRows, AttentionShape, Heads},
+    reference::elementwise::row_max,
 };
 
 /// See [`crate::attention()`](fn@crate::attention). Scores of one query at a time; no tiles.
@@ -99,6 +100,6 @@ fn for_each_query(s: &AttentionShape, mut f: impl FnMut(usize, usize, usize, usi
 }
 
 fn log_sum_exp<T: Float>(x: &[T]) -> T {
-    let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max);
+    let max = row_max(x);
     max + x.iter().fold(T::ZERO, |a, &x| a + (x - max).exp()).ln()
 }

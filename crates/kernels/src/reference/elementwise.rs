@@ -177,6 +177,7 @@ pub(crate) fn log_softmax_backward<T: Float>(y: &[T], dy: &[T], n: usize, dx: &m
     }
 }
 
-fn row_max<T: Float>(x: &[T]) -> T {
+/// The largest value; -inf of nothing.
+pub(crate) fn row_max<T: Float>(x: &[T]) -> T {
     x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max)
 }

@@ -1,6 +1,6 @@
 //! Cross-entropy of a row of logits against one target.
 
-use crate::Float;
+use crate::{Float, reference::elementwise::row_max};
 
 /// See [`crate::cross_entropy_rows`].
 pub(crate) fn cross_entropy_rows<T: Float>(
@@ -18,7 +18,7 @@ pub(crate) fn cross_entropy_rows<T: Float>(
             }
             continue;
         };
-        let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), T::max);
+        let max = row_max(x);
         let sum = x.iter().fold(T::ZERO, |a, &x| a + (x - max).exp());
         *loss = sum.ln() + max - x[target];
         if let Some(scale) = grad_scale {

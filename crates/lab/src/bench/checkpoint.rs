@@ -17,12 +17,27 @@ pub enum CheckpointError {
     /// Not in [`SHAPES`].
     #[error("family \"{0}\": no shape is known for it")]
     Family(String),
+    /// Not in 0..=100 000.
+    #[error("--gb must be in 0..=100000, is {0}")]
+    Size(f64),
     /// From the files.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// From the configuration.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+impl CheckpointError {
+    /// What the user can do about it, if anything is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Family(_) => Some(format!("known: {}", SHAPES.join(", "))),
+            Self::Size(_) => None,
+            Self::Format(e) => e.hint().map(str::to_owned),
+            Self::Model(e) => e.hint(),
+        }
+    }
 }
 
 /// Configuration of a published shape, with `layers` layers.
@@ -70,13 +85,16 @@ fn bytes(specs: &[(String, Vec<usize>)]) -> usize {
 /// layers as come nearest, at least one. Returns its size in bytes.
 ///
 /// # Errors
-/// If the family has no shape here, or `out` cannot be written.
+/// If the family has no shape here, the size is out of range, or `out` cannot be written.
 pub fn random_checkpoint(
     family: &str,
     gigabytes: f64,
     out: &Path,
     overwrite: Overwrite,
 ) -> Result<u64, CheckpointError> {
+    if !(0.0..=1e5).contains(&gigabytes) {
+        return Err(CheckpointError::Size(gigabytes));
+    }
     let shaped = |layers| config(family, layers).ok_or_else(|| CheckpointError::Family(family.into()));
     let one = bytes(&specs("shape", &shaped(1)?)?);
     let per_layer = bytes(&specs("shape", &shaped(2)?)?) - one;

@@ -25,28 +25,17 @@ batch = 8
 length = 512
 "#;
 
-/// The shape of `models/demo.toml`, 16 x 256 tokens.
-const MIXTURE: &str = r#"
-[model]
-hidden_size = 256
-layers = 4
-heads = 8
-intermediate_size = 192
-experts = 8
-experts_per_token = 2
-balance = 0.01
-tied = true
-[tokenizer]
-train_vocab = 4096
-[data]
-train = ["unused"]
-[optimizer]
-lr = 1e-3
-[run]
-steps = 100
-batch = 16
-length = 256
-"#;
+/// What makes of it the shape of `models/demo.toml`, 16 x 256 tokens.
+const MIXTURE: [&str; 8] = [
+    "model.intermediate_size=192",
+    "model.experts=8",
+    "model.experts_per_token=2",
+    "model.balance=0.01",
+    "model.tied=true",
+    "run.batch=16",
+    "run.length=256",
+    "run.compute=f32",
+];
 
 /// `train_f32`, `train_bf16` and `train_moe_f32` (tokens/s): forward, loss, backward and AdamW over all parameters.
 ///
@@ -56,13 +45,14 @@ pub fn train(runs: usize) -> Result<Vec<BenchRow>, TrainError> {
     const VOCABULARY: u64 = 4096;
     let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % VOCABULARY) as u32;
     [
-        ("train_f32", RECIPE, "f32"),
-        ("train_bf16", RECIPE, "bf16"),
-        ("train_moe_f32", MIXTURE, "f32"),
+        ("train_f32", &["run.compute=f32"][..]),
+        ("train_bf16", &["run.compute=bf16"]),
+        ("train_moe_f32", &MIXTURE),
     ]
     .into_iter()
-    .map(|(name, recipe, compute)| {
-        let recipe = Recipe::parse("bench", recipe, &[format!("run.compute={compute}")])?;
+    .map(|(name, changes)| {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let recipe = Recipe::parse("bench", RECIPE, &changes)?;
         let (rows, length) = (recipe.run.batch, recipe.run.length);
         let inputs: Vec<u32> = (0..rows * length).map(id).collect();
         let targets: Vec<u32> = (0..rows * length).map(|i| id(i + 1)).collect();

@@ -1,6 +1,6 @@
 //! `merge` cases without a model: clustering of points, exact ties included.
 
-use super::{Checks, VerifyError};
+use super::{Checks, VerifyError, rows};
 use ounce_compress::{cluster::Linkage, cluster::agglomerate, geometry::Geometry};
 use ounce_formats::SafetensorsFile;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let mut instance = 0;
     while expected.contains(&format!("points.{instance}")) {
         let points = super::doubles(&expected, &format!("points.{instance}"))?;
-        let n = expected.view(&format!("points.{instance}"))?.shape[0];
+        let n = rows(&expected, &format!("points.{instance}"))?;
         let geometry = Geometry::from_points(&points, n).map_err(|e| VerifyError::Case(e.to_string()))?;
         for (name, linkage) in linkages {
             let labels_name = format!("labels.{instance}.{name}");

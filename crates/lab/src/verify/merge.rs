@@ -1,6 +1,6 @@
 //! `merge` cases with a model: statistics, groups, merged weights, and logits of every written checkpoint.
 
-use super::{Checks, VerifyError, doubles, floats, worst};
+use super::{Checks, VerifyError, doubles, floats, rows, worst};
 use ounce_compress::{
     CalibrationIds, CompressError, LayerReport, MergeJob, MergeRecipe,
     cluster::{CutError, Linkage, agglomerate},
@@ -277,7 +277,7 @@ impl Case<'_> {
         let ids: Vec<u32> = view.to_i64_vec()?.into_iter().map(|id| id as u32).collect();
         let batch = Batch {
             ids: &ids,
-            batch: view.shape[0],
+            batch: rows(&self.expected, "test_ids")?,
             compute: Compute::F32,
         };
         let model = Model::open(dir, true)?;

@@ -108,6 +108,13 @@ pub(crate) fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>, Ver
     Ok(file.view(name)?.to_f32_vec()?)
 }
 
+/// First dimension of a named tensor of a golden file.
+pub(crate) fn rows(file: &SafetensorsFile, name: &str) -> Result<usize, VerifyError> {
+    let shape = file.view(name)?.shape;
+    let first = shape.first().copied();
+    first.ok_or_else(|| VerifyError::Case(format!("{}: tensor \"{name}\" is a scalar", file.path().display())))
+}
+
 /// A named tensor of a golden file as f64.
 pub(crate) fn doubles(file: &SafetensorsFile, name: &str) -> Result<Vec<f64>, VerifyError> {
     let view = file.view(name)?;

@@ -1,7 +1,7 @@
 //! The model section of a training recipe: few keys, turned into the `config.json` of a stock family.
 
-use super::ModelConfig;
-use crate::error::Result;
+use super::{ModelConfig, refuse};
+use crate::error::{ModelError, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn default_std() -> f64 {
 
 /// `[model]` of a recipe. Dense models become `llama`, mixtures become `mixtral`, so that every result loads elsewhere.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, [model]")]
 pub struct ModelShape {
     /// Model width D.
     pub hidden_size: usize,
@@ -88,11 +88,72 @@ impl ModelShape {
         config
     }
 
-    /// The configuration of this shape, checked by the same rules as a file.
+    /// The configuration of this shape, checked by the same rules as a file. Errors speak of the keys of the recipe.
     ///
     /// # Errors
     /// If a value is out of range.
     pub fn to_config(&self, vocab_size: usize, bos: Option<u32>, eos: Option<u32>) -> Result<ModelConfig> {
-        ModelConfig::parse("[model] of the recipe", &self.to_json(vocab_size, bos, eos))
+        for (key, value) in [
+            ("model.balance", self.balance),
+            ("model.rope_theta", self.rope_theta),
+            ("model.rms_norm_eps", self.rms_norm_eps),
+            ("model.initializer_range", self.initializer_range),
+        ] {
+            // JSON has no such number: it would become a null, and that the default.
+            if !value.is_finite() {
+                return refuse("recipe", key, format!("must be a finite number, is {value}"), HINT);
+            }
+        }
+        ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(in_words_of_the_recipe)
+    }
+
+    /// Whether the shape is in range whatever the vocabulary; the key and the broken rule if not.
+    ///
+    /// # Errors
+    /// The key and the rule.
+    pub fn check(&self) -> std::result::Result<(), (String, String)> {
+        match self.to_config(1, None, None) {
+            Ok(_) => Ok(()),
+            Err(ModelError::Config { key, rule, .. }) => Err((key, rule)),
+            Err(other) => Err(("model".into(), other.to_string())),
+        }
+    }
+}
+
+const HINT: &str = "docs/training.md lists all keys and their ranges";
+
+/// Keys of a `config.json` and what a recipe calls them.
+const NAMES: [(&str, &str); 12] = [
+    ("num_key_value_heads", "model.kv_heads"),
+    ("num_attention_heads", "model.heads"),
+    ("head_dim", "model.hidden_size / model.heads"),
+    ("num_hidden_layers", "model.layers"),
+    ("num_experts_per_tok", "model.experts_per_token"),
+    ("num_local_experts", "model.experts"),
+    ("router_aux_loss_coef", "model.balance"),
+    ("max_position_embeddings", "model.max_positions"),
+    ("intermediate_size", "model.intermediate_size"),
+    ("hidden_size", "model.hidden_size"),
+    ("initializer_range", "model.initializer_range"),
+    ("vocab_size", "the vocabulary"),
+];
+
+fn in_words_of_the_recipe(error: ModelError) -> ModelError {
+    let ModelError::Config { file, key, rule, .. } = error else {
+        return error;
+    };
+    let named = NAMES.iter().find(|(config, _)| *config == key);
+    let key = named.map_or_else(|| format!("model.{key}"), |(_, recipe)| (*recipe).to_owned());
+    // Rules name other keys, too ("must divide hidden_size = 32").
+    let words = rule.split(' ').map(|word| {
+        let named = NAMES.iter().find(|(config, _)| *config == word);
+        named.map_or(word, |(_, recipe)| recipe)
+    });
+    let rule = words.collect::<Vec<_>>().join(" ");
+    ModelError::Config {
+        file,
+        key,
+        rule,
+        hint: HINT.into(),
     }
 }

@@ -31,7 +31,12 @@ pub trait Objective: Send + Sync {
 
 /// `[objective]` of a recipe. This is the one list to edit when an objective is added.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(
+    tag = "kind",
+    rename_all = "snake_case",
+    deny_unknown_fields,
+    expecting = "a table, [objective], with a key `kind`"
+)]
 pub enum ObjectiveConfig {
     /// Cross-entropy of the next token, plus the balance losses of mixtures.
     #[default]

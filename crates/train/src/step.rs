@@ -1,0 +1,124 @@
+//! One optimiser step: micro-batches to gradients to an update. The trainer and the benchmarks share it.
+
+use crate::{
+    error::{Result, TrainError},
+    objective::Objective,
+    optimizer::Optimizer,
+    recipe::Recipe,
+};
+use ounce_data::Batch;
+use ounce_model::{Model, ModelConfig, weights::FreshWeights};
+use ounce_tensor::{Compute, Gradients, Tensor};
+use serde_json::Value;
+
+/// Bytes of buffers kept between operations and steps.
+const BUFFERS: usize = 512 << 20;
+
+/// What one step found.
+#[derive(Debug, Clone)]
+pub struct StepResult {
+    /// What was minimised, the mean over micro-batches.
+    pub loss: f64,
+    /// What it is made of.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// A model, its optimiser and its objective: everything one step needs but tokens.
+pub struct TrainStep {
+    /// The model; every parameter is an f32 leaf.
+    pub model: Model,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    pub(crate) objective: Box<dyn Objective>,
+    pub(crate) compute: Compute,
+}
+
+impl TrainStep {
+    /// Makes every parameter of `model` trainable.
+    ///
+    /// # Errors
+    /// If a weight cannot be widened.
+    pub fn new(mut model: Model, recipe: &Recipe) -> Result<Self> {
+        // Every step needs the same buffers again.
+        Tensor::limit_buffers(BUFFERS);
+        let mut failed = None;
+        model.visit(&mut |p| match p.tensor.cast(ounce_tensor::DType::F32) {
+            Ok(wide) => p.tensor = wide.requires_grad(),
+            Err(e) => failed = Some(e),
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let optimizer = Optimizer::new(recipe.optimizer, &mut model);
+        let (objective, compute) = (recipe.objective.build(), recipe.run.compute.into());
+        Ok(Self {
+            model,
+            optimizer,
+            objective,
+            compute,
+        })
+    }
+
+    /// A fresh model of the recipe's shape with `vocab_size` tokens.
+    ///
+    /// # Errors
+    /// If the recipe has no `[model]`, or a value in it is out of range.
+    pub fn fresh(recipe: &Recipe, vocab_size: usize) -> Result<Self> {
+        let (config, _) = fresh_config(recipe, vocab_size, None)?;
+        Self::new(fresh_model(recipe, config)?, recipe)
+    }
+
+    /// One optimiser step over the micro-batches; `step` counts from 1.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or the loss is not finite.
+    pub fn run(&mut self, micro_batches: &[Batch], step: u64, lr: f64) -> Result<StepResult> {
+        let mut gradients = Gradients::new();
+        let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
+        let n = micro_batches.len() as f64;
+        for batch in micro_batches {
+            let made = self.objective.loss(&self.model, batch, self.compute)?;
+            let value = made.total.item()?;
+            if !value.is_finite() {
+                return Err(TrainError::Diverged { step, loss: value });
+            }
+            made.total.backward(&mut gradients)?;
+            loss += value / n;
+            for (i, (name, value)) in made.parts.into_iter().enumerate() {
+                match parts.get_mut(i) {
+                    Some(part) => part.1 += value / n,
+                    None => parts.push((name, value / n)),
+                }
+            }
+        }
+        let grad_norm = self.optimizer.step(&mut self.model, gradients, n, step, lr)?;
+        Ok(StepResult { loss, parts, grad_norm })
+    }
+}
+
+/// Configuration of a fresh model, and the `config.json` it is exported with.
+pub(crate) fn fresh_config(recipe: &Recipe, vocab_size: usize, eos: Option<u32>) -> Result<(ModelConfig, Value)> {
+    let Some(shape) = &recipe.model else {
+        return Err(TrainError::Recipe {
+            file: "recipe".into(),
+            key: "model".into(),
+            rule: "is missing".into(),
+            hint: "give [model], or init = \"FOLDER\"".into(),
+        });
+    };
+    Ok((
+        shape.to_config(vocab_size, eos, eos)?,
+        shape.to_json(vocab_size, eos, eos),
+    ))
+}
+
+/// A fresh model of `config`; its values depend on the recipe's seed and the names of the tensors only.
+pub(crate) fn fresh_model(recipe: &Recipe, config: ModelConfig) -> Result<Model> {
+    let weights = &mut FreshWeights {
+        seed: recipe.run.seed,
+        std: config.initializer_range,
+    };
+    Ok(Model::new(config, weights)?)
+}
