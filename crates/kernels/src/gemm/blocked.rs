@@ -166,7 +166,9 @@ fn plan(problems: &[Problem<'_>], threads: usize) -> Vec<Task> {
         if p.streamed() {
             let most = if threads == 1 { p.n } else { p.n.div_ceil(16 * threads) };
             let line = p.b.col_stride * if matches!(p.b.data, Data::F32(_)) { 4 } else { 2 };
-            cols = (STREAM / p.k).max(most).max(1).next_multiple_of(round_of_rows(line));
+            let least = (STREAM / p.k).max(1);
+            let even = p.n.div_ceil(2 * threads).max(least);
+            cols = least.max(most).next_multiple_of(round_of_rows(line)).min(even);
         } else {
             while rows.saturating_mul(cols).saturating_mul(p.k) > share {
                 if rows > cols && rows >= 8 * mr {

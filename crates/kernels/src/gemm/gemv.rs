@@ -9,8 +9,8 @@ use super::pack::Lines;
 use crate::isa::{Isa, isa};
 use crate::simd::{Element, Vf32, kernel};
 
-/// Bytes between rows of W that are read together, at least: two pages.
-const APART: usize = 8192;
+/// Bytes between rows of W that are read together, at least: four pages.
+const APART: usize = 16 * 1024;
 /// Bytes ahead of the current ones that are asked for: with less, memory is too late; with more, the first-level cache
 /// forgets them before they are used.
 const AHEAD: usize = 512;
