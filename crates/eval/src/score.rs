@@ -8,7 +8,7 @@
 
 use crate::error::{EvalError, Result};
 use ounce_model::{Batch, Model, config::FfnConfig};
-use ounce_tensor::{Compute, DType, no_grad, ops};
+use ounce_tensor::{Compute, no_grad, ops};
 use std::collections::BTreeMap;
 
 /// Called with (tokens scored so far, tokens to score), after every forward.
@@ -28,15 +28,10 @@ pub struct ScoreOptions {
 }
 
 impl ScoreOptions {
-    /// The options that follow the weights of `model`: 16-bit arithmetic for bf16 weights, f32 for all others.
+    /// The options that follow the weights of `model`, see [`Model::compute`].
     pub fn for_model(model: &Model) -> Self {
-        let compute = if model.dtype() == DType::BF16 {
-            Compute::Bf16
-        } else {
-            Compute::F32
-        };
         Self {
-            compute,
+            compute: model.compute(),
             batch_tokens: None,
         }
     }

@@ -22,7 +22,8 @@ pub struct GenerateOptions {
     pub sampler: SamplerConfig,
     /// Ids that end it; empty: none.
     pub eos: Vec<u32>,
-    /// Arithmetic.
+    /// Arithmetic of the prompt. The steps after it always multiply 16-bit weights exactly, in f32: their time is the
+    /// time to read the weights, so that rounding activations to bf16 would cost accuracy and gain nothing.
     pub compute: Compute,
 }
 
@@ -80,7 +81,7 @@ pub fn generate(
         let batch = Batch {
             ids: &ids[from..],
             batch: 1,
-            compute: options.compute,
+            compute: if made == 0 { options.compute } else { Compute::F32 },
         };
         let logits = no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache))?.to_f32();
         if made == 0 {

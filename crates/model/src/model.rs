@@ -108,6 +108,16 @@ impl Model {
         self.embedding.tensor.dtype()
     }
 
+    /// The arithmetic that follows the weights: bf16 for bf16 weights on a processor that multiplies bf16, else f32.
+    /// (Where bf16 products are emulated they are slower than f32 and less accurate.)
+    pub fn compute(&self) -> Compute {
+        if self.dtype() == DType::BF16 && ounce_kernels::isa::bf16_dot() {
+            Compute::Bf16
+        } else {
+            Compute::F32
+        }
+    }
+
     /// The plan.
     pub fn plan(&self) -> &dyn Plan {
         &*self.plan

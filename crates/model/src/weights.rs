@@ -150,6 +150,7 @@ impl CheckpointWeights {
             }
         };
         let Region { file, range, shape, .. } = region;
+        file.expect_whole_reads(range.clone());
         let tensor = match Tensor::from_mapped(file.clone(), range.clone(), dtype, &shape) {
             Some(mapped) => mapped,
             // Unaligned in the file: copied once.

@@ -11,22 +11,14 @@ use ounce_lab::{
     report::{Cell, Column, Table, format_bytes},
 };
 use ounce_model::Model;
-use ounce_tensor::Compute;
 
 pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
     let runs = args.runs.max(1);
     let rows = match &args.what {
         BenchWhat::Kernels => bench::kernels(runs)?,
         BenchWhat::Train => bench::train(runs)?,
-        BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, Compute::F32, runs)?],
-        BenchWhat::Prefill { model } => {
-            let compute = if ounce_kernels::isa::bf16_dot() {
-                Compute::Bf16
-            } else {
-                Compute::F32
-            };
-            vec![bench::prefill(&Model::open(model, false)?, compute, runs)?]
-        }
+        BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, runs)?],
+        BenchWhat::Prefill { model } => vec![bench::prefill(&Model::open(model, false)?, runs)?],
         BenchWhat::Checkpoint {
             family,
             gb,

@@ -11,16 +11,12 @@ use ounce_eval::{Encoder, Perplexity, ScoreOptions, Suite, choice_report, perple
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table};
 use ounce_model::{Model, Tokenizer};
-use ounce_tensor::Compute;
 use serde_json::json;
 
 pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     let model = Model::open(&args.model, false)?;
     let tokenizer = Tokenizer::from_folder(&args.model)?;
-    let options = ScoreOptions {
-        compute: Compute::F32,
-        batch_tokens: None,
-    };
+    let options = ScoreOptions::for_model(&model);
     let with_special = |s: &str| tokenizer.encode(s, true).map_err(Into::into);
     let plain = |s: &str| tokenizer.encode(s, false).map_err(Into::into);
     let progress = bar(!global.no_progress, 1);

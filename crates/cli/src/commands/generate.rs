@@ -6,7 +6,6 @@ use crate::{
     interrupt, output,
 };
 use ounce_model::{GenerateOptions, Model, SamplerConfig, StreamDecoder, Tokenizer, generate};
-use ounce_tensor::Compute;
 use serde_json::json;
 
 pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
@@ -39,7 +38,7 @@ pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
             seed: args.seed,
         },
         eos,
-        compute: Compute::F32,
+        compute: model.compute(),
     };
     let streaming = !global.json && tokenizer.is_some();
     let mut decoder = tokenizer.as_ref().map(|t| StreamDecoder::new(t, true));

@@ -4,7 +4,7 @@
 //! wait for each other; a block of B is kept for the next task that wants it. Since the order of the sums along k is
 //! fixed (chunks of [`CHUNK`] units, see `microkernel`), the cut may depend on the number of threads and bits still do not.
 
-use super::gemv::{GROUP, Rows, gemv};
+use super::gemv::{Rows, gemv, round_of_rows};
 use super::microkernel::{Block, block, block_pairs, tile_size};
 use super::pack::{Form, Lines, Panels, copy_rows, pack_across, pack_along, row_distance};
 use super::{Data, Mat};
@@ -169,7 +169,10 @@ fn plan(problems: &[Problem<'_>], threads: usize) -> Vec<Task> {
         let (mut rows, mut cols) = (p.m, p.n.min(most_cols()));
         if p.streamed() {
             let most = if threads == 1 { p.n } else { p.n.div_ceil(16 * threads) };
-            cols = (STREAM / p.k).max(most).max(1).next_multiple_of(GROUP);
+            let line = p.b.col_stride * if matches!(p.b.data, Data::F32(_)) { 4 } else { 2 };
+            let least = (STREAM / p.k).max(1);
+            let even = p.n.div_ceil(2 * threads).max(least);
+            cols = least.max(most).next_multiple_of(round_of_rows(line)).min(even);
         } else {
             while rows.saturating_mul(cols).saturating_mul(p.k) > share {
                 if rows > cols && rows >= 8 * mr {

@@ -1,14 +1,21 @@
 //! Few rows times a weight matrix: Y[m, n] = X[m, k] · W[n, k]ᵀ for small m, the product of decoding.
 //!
-//! The time is the time to read W, so W is read once, twelve rows at a time, straight from its storage type, and never
-//! packed. Every result is one chain of vector multiply-adds and one sum over lanes, so a row's bits do not depend on
-//! the rows beside it.
+//! The time is the time to read W, so W is read once, straight from its storage type, and never packed. Rows that are
+//! read together lie [`APART`]: the processor's prefetcher follows one stream per page, and two rows of one page, read
+//! in turns, cost a quarter of the memory's speed. Every result is one chain of vector multiply-adds and one sum over
+//! lanes, so a row's bits depend neither on the rows beside it nor on how rows are grouped.
 
 use super::pack::Lines;
+use crate::isa::{Isa, isa};
 use crate::simd::{Element, Vf32, kernel};
 
-/// Rows of W that are read together.
-pub(super) const GROUP: usize = 12;
+/// Bytes between rows of W that are read together, at least: four pages.
+const APART: usize = 16 * 1024;
+/// Bytes ahead of the current ones that are asked for: with less, memory is too late; with more, the first-level cache
+/// forgets them before they are used.
+const AHEAD: usize = 512;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Rows of X that meet a vector of W while it is in a register.
 const BATCH: usize = 4;
 
@@ -33,29 +40,87 @@ fn round<V: Vf32, E: Element>(w: V, rows: &Rows) -> V {
     if rows.round && !E::IS_BF16 { w.round_bf16() } else { w }
 }
 
-/// R rows of W times M rows of X.
+/// Rows of W that meet one row of X together: as many sums as hide the latency of a multiply-add and fit into the
+/// registers.
+fn together(lanes: usize) -> usize {
+    if lanes == 16 { 8 } else { 6 }
+}
+
+/// How many rows of `bytes` bytes further the next row that is read together with one lies.
+fn apart(bytes: usize) -> usize {
+    APART.div_ceil(bytes.max(1))
+}
+
+/// Rows of W, each of `bytes` bytes, that make one round: tasks should be multiples of it.
+pub(super) fn round_of_rows(bytes: usize) -> usize {
+    together(if isa() == Isa::Avx512 { 16 } else { 8 }) * apart(bytes)
+}
+
+/// Asks for the cache line [`AHEAD`] of `p`, which need not exist.
+#[inline(always)]
+fn ask_ahead<E>(p: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; a prefetch reads nothing that the program could see, and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast::<i8>().wrapping_add(AHEAD));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Adds the products of elements p .. p + LANES to the sums.
+///
+/// # Safety
+/// As [`dots`]; `w` is its first row.
+#[inline(always)]
+unsafe fn step<V: Vf32, E: Element, const R: usize, const M: usize>(
+    w: *const E,
+    stride: usize,
+    p: usize,
+    rows: &Rows,
+    sums: &mut [[V; M]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut line = [V::zero(); R];
+        for r in 0..R {
+            line[r] = round::<V, E>(E::load_ptr(w.add(r * stride + p)), rows);
+        }
+        for i in 0..M {
+            let x = V::load_ptr(rows.x.add(i * rows.x_stride + p));
+            for r in 0..R {
+                sums[r][i] = line[r].fma(x, sums[r][i]);
+            }
+        }
+    }
+}
+
+/// R rows of W times M rows of X. Result (i, r) goes to `c + i * ldc + r * c_stride`.
 ///
 /// # Safety
 /// As [`gemv`], for these rows.
 #[inline(always)]
-unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_, E>, rows: &Rows) {
+unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_, E>, c_stride: usize, rows: &Rows) {
     let k = rows.k;
     let whole = k - k % V::LANES;
     let mut sums = [[V::zero(); M]; R];
     let first = &w.data[w.start..][..(R - 1) * w.stride + k];
+    let per_line = LINE / size_of::<E>();
     // SAFETY: R lines of k elements were just found in W; M rows of k values are in X by the caller's promise.
     unsafe {
-        for p in (0..whole).step_by(V::LANES) {
-            let mut line = [V::zero(); R];
+        let mut p = 0;
+        while p + per_line <= k {
             for r in 0..R {
-                line[r] = round::<V, E>(E::load_ptr(first.as_ptr().add(r * w.stride + p)), rows);
+                ask_ahead(first.as_ptr().wrapping_add(r * w.stride + p));
             }
-            for i in 0..M {
-                let x = V::load_ptr(rows.x.add(i * rows.x_stride + p));
-                for r in 0..R {
-                    sums[r][i] = line[r].fma(x, sums[r][i]);
-                }
+            for q in (0..per_line).step_by(V::LANES) {
+                step::<V, E, R, M>(first.as_ptr(), w.stride, p + q, rows, &mut sums);
             }
+            p += per_line;
+        }
+        while p < whole {
+            step::<V, E, R, M>(first.as_ptr(), w.stride, p, rows, &mut sums);
+            p += V::LANES;
         }
         if whole < k {
             for i in 0..M {
@@ -69,7 +134,7 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
         }
         for i in 0..M {
             for r in 0..R {
-                let c = rows.c.add(i * rows.ldc + r);
+                let c = rows.c.add(i * rows.ldc + r * c_stride);
                 *c = if rows.add {
                     *c + sums[r][i].sum()
                 } else {
@@ -86,33 +151,39 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
 /// As [`gemv`], for these rows.
 #[inline(always)]
 unsafe fn sweep<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_, E>, n: usize, rows: &Rows) {
+    let apart = apart(w.stride * size_of::<E>());
     let mut j = 0;
     while j < n {
-        // SAFETY: rows j .. j + R, or row j, of the n that the caller vouches for.
-        unsafe {
-            let w = Lines {
-                start: w.start + j * w.stride,
-                ..w
-            };
-            let rows = Rows {
-                c: rows.c.add(j),
-                ..*rows
-            };
-            if j + R <= n {
-                dots::<V, E, R, M>(w, &rows);
-                j += R;
-            } else {
-                dots::<V, E, 1, M>(w, &rows);
-                j += 1;
+        let distance = apart.min((n - j) / R);
+        for j in j..j + distance.max(1) {
+            // SAFETY: rows j, j + distance, … or, with fewer than R left, row j alone, of the n that the caller vouches
+            // for.
+            unsafe {
+                let w = Lines {
+                    start: w.start + j * w.stride,
+                    stride: distance * w.stride,
+                    ..w
+                };
+                let rows = Rows {
+                    c: rows.c.add(j),
+                    ..*rows
+                };
+                if distance > 0 {
+                    dots::<V, E, R, M>(w, distance, &rows);
+                } else {
+                    dots::<V, E, 1, M>(w, 1, &rows);
+                }
             }
         }
+        j += (R * distance).max(1);
     }
 }
 
 #[inline(always)]
 unsafe fn gemv_body<V: Vf32, E: Element>(w: Lines<'_, E>, n: usize, rows: &Rows) {
-    for j in (0..n).step_by(GROUP) {
-        let group = (n - j).min(GROUP);
+    let round = together(V::LANES) * apart(w.stride * size_of::<E>());
+    for j in (0..n).step_by(round) {
+        let group = (n - j).min(round);
         // Later batches of X find the group's rows of W in the cache.
         for i in (0..rows.m).step_by(BATCH) {
             // SAFETY: the caller vouches for all rows and columns; these are parts of them.
@@ -126,11 +197,15 @@ unsafe fn gemv_body<V: Vf32, E: Element>(w: Lines<'_, E>, n: usize, rows: &Rows)
                     c: rows.c.add(i * rows.ldc + j),
                     ..*rows
                 };
-                // As many sums as hide the latency of a multiply-add and still fit into 16 registers.
-                match rows.m - i {
-                    1 => sweep::<V, E, 6, 1>(w, group, &part),
-                    2 => sweep::<V, E, 6, 2>(w, group, &part),
-                    3 => sweep::<V, E, 4, 3>(w, group, &part),
+                // See `together`: there are 32 registers of 16 lanes, and 16 of 8.
+                match (V::LANES, rows.m - i) {
+                    (16, 1) => sweep::<V, E, 8, 1>(w, group, &part),
+                    (16, 2) => sweep::<V, E, 8, 2>(w, group, &part),
+                    (16, 3) => sweep::<V, E, 4, 3>(w, group, &part),
+                    (16, _) => sweep::<V, E, 4, 4>(w, group, &part),
+                    (_, 1) => sweep::<V, E, 6, 1>(w, group, &part),
+                    (_, 2) => sweep::<V, E, 6, 2>(w, group, &part),
+                    (_, 3) => sweep::<V, E, 4, 3>(w, group, &part),
                     _ => sweep::<V, E, 3, 4>(w, group, &part),
                 }
             }

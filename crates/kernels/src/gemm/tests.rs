@@ -233,7 +233,7 @@ fn all_storage_types() {
 fn few_rows_against_weights() {
     for m in 1..=9 {
         for b_type in TYPES {
-            for n in [1, 7, 8, 43] {
+            for n in [1, 7, 8, 43, 1003] {
                 let case = Case {
                     b_type,
                     accumulate: n == 7,

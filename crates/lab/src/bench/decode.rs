@@ -3,7 +3,7 @@
 use super::{BenchRow, rates};
 use ounce_kernels::Philox;
 use ounce_model::{Batch, Cache, GenerateOptions, Model, ModelError, SamplerConfig, generate};
-use ounce_tensor::{Compute, no_grad};
+use ounce_tensor::no_grad;
 
 /// Tokens made by one run of [`decode`].
 const DECODE: usize = 128;
@@ -20,12 +20,12 @@ fn ids(model: &Model, n: usize) -> Vec<u32> {
 ///
 /// # Errors
 /// If the model fails.
-pub fn decode(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow, ModelError> {
+pub fn decode(model: &Model, runs: usize) -> Result<BenchRow, ModelError> {
     let options = GenerateOptions {
         max_new_tokens: DECODE,
         sampler: SamplerConfig::default(),
         eos: Vec::new(),
-        compute,
+        compute: model.compute(),
     };
     let prompt = ids(model, 1);
     let rates = rates(runs, DECODE as f64, || {
@@ -38,14 +38,14 @@ pub fn decode(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow, 
 ///
 /// # Errors
 /// If the model fails.
-pub fn prefill(model: &Model, compute: Compute, runs: usize) -> Result<BenchRow, ModelError> {
+pub fn prefill(model: &Model, runs: usize) -> Result<BenchRow, ModelError> {
     let prompt = ids(model, PREFILL);
     let rates = rates(runs, PREFILL as f64, || {
         let mut cache = model.cache(1, PREFILL);
         let batch = Batch {
             ids: &prompt,
             batch: 1,
-            compute,
+            compute: model.compute(),
         };
         no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache)).map(drop)
     })?;
