@@ -108,6 +108,11 @@ impl Model {
         self.embedding.tensor.dtype()
     }
 
+    /// Why the model cannot be trained, if it cannot.
+    pub fn frozen(&self) -> Option<&'static str> {
+        self.plan.blocks().iter().find_map(|b| b.ffn().frozen())
+    }
+
     /// The plan.
     pub fn plan(&self) -> &dyn Plan {
         &*self.plan
@@ -170,6 +175,7 @@ impl Model {
         ];
         Ok(Ctx {
             ids,
+            embeddings: None,
             batch,
             len,
             spans,
@@ -196,7 +202,9 @@ impl Model {
     /// # Errors
     /// If shapes do not fit or the cache refuses.
     pub fn hidden(&self, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let x = self.plan.forward(self.embed(ctx)?, ctx)?;
+        let x = self.embed(ctx)?;
+        ctx.embeddings = Some(x.clone());
+        let x = self.plan.forward(x, ctx)?;
         self.finish(&x)
     }
 

@@ -18,6 +18,23 @@ pub trait Weights {
     /// If it is missing, has another shape, or a dtype that is no weight.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
 
+    /// A table that is read row by row: as [`Weights::tensor`], but never widened and cheap to ask for again.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor(name, shape)
+    }
+
+    /// The bytes of a tensor as stored, if this source has files: for checks of what a table was made from.
+    ///
+    /// # Errors
+    /// If the source has files and they do not hold the tensor.
+    fn stored(&self, name: &str) -> Result<Option<Region>> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// The same as a named parameter.
     ///
     /// # Errors
@@ -182,6 +199,17 @@ impl Weights for CheckpointWeights {
         }
         Ok(tensor)
     }
+
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let widen = std::mem::replace(&mut self.widen, false);
+        let rows = self.tensor(name, shape);
+        self.widen = widen;
+        rows
+    }
+
+    fn stored(&self, name: &str) -> Result<Option<Region>> {
+        Ok(Some(self.checkpoint.region(name)?))
+    }
 }
 
 /// Fresh weights: norms are one, biases zero, matrices normal with the given standard deviation. The values of a tensor
@@ -221,6 +249,14 @@ impl Weights for Listing {
         self.0.push((name.to_owned(), shape.to_vec()));
         // Nobody reads the values: zeroed pages that are never touched cost no memory.
         Ok(Tensor::zeros(shape))
+    }
+
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        // Every layer asks for the same table.
+        if self.0.iter().any(|(known, _)| known == name) {
+            return Ok(Tensor::zeros(shape));
+        }
+        self.tensor(name, shape)
     }
 }
 

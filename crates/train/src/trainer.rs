@@ -142,6 +142,14 @@ impl TrainStep {
     /// # Errors
     /// If a weight cannot be widened.
     pub fn new(mut model: Model, recipe: &Recipe) -> Result<Self> {
+        if let Some(why) = model.frozen() {
+            return Err(TrainError::Recipe {
+                file: "recipe".into(),
+                key: if recipe.init.is_some() { "init" } else { "model.family" }.into(),
+                rule: why.into(),
+                hint: "train the form it was converted from, and convert again".into(),
+            });
+        }
         // Every step needs the same buffers again.
         Tensor::limit_buffers(BUFFERS);
         let mut failed = None;
@@ -238,11 +246,8 @@ pub fn estimate(recipe: &Recipe) -> Result<Estimate> {
         .sum();
     let tokens = recipe.run.batch * recipe.run.length;
     // About 16 values of model width and 4 of feed-forward width per token and layer stay alive for the backward walk.
-    let ffn = |l: &ounce_model::config::LayerConfig| match &l.ffn {
-        ounce_model::config::FfnConfig::Dense { width } => *width,
-        ounce_model::config::FfnConfig::Moe(m) => m.width * m.top_k,
-    };
-    let per_token: usize = config.layers.iter().map(|l| 16 * config.hidden_size + 4 * ffn(l)).sum();
+    let layers = config.layers.iter();
+    let per_token: usize = layers.map(|l| 16 * config.hidden_size + 4 * l.ffn.width()).sum();
     let micro = recipe.run.micro_batch() * recipe.run.length;
     Ok(Estimate {
         parameters,
