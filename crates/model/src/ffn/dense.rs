@@ -52,7 +52,7 @@ impl FeedForward for DenseFfn {
         }
     }
     fn bill(&self) -> Bill {
-        let parameters = [&self.gate, &self.up, &self.down].map(|m| m.parameters()).iter().sum();
+        let parameters = [&self.gate, &self.up, &self.down].map(Linear::parameters).iter().sum();
         Bill {
             parameters,
             active_parameters: parameters,
