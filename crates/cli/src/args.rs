@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 /// More model per ounce of compute: make language models cheaper.
 #[derive(Debug, Parser)]
@@ -213,9 +213,9 @@ pub(crate) struct Convert {
 fn conversions() -> String {
     let mut text = String::from("Forms:");
     for conversion in ounce_compress::CONVERSIONS {
-        text += &format!("\n  {}: {}", conversion.name, conversion.about);
+        let _ = write!(text, "\n  {}: {}", conversion.name, conversion.about);
         for (key, meaning) in conversion.options {
-            text += &format!("\n      --set {key}=…  {meaning}");
+            let _ = write!(text, "\n      --set {key}=…  {meaning}");
         }
     }
     text

@@ -3,5 +3,6 @@
 mod errors;
 mod help;
 mod life;
+mod methods;
 mod results;
 mod support;
