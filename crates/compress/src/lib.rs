@@ -5,7 +5,7 @@
 //! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`]) and how a user asks for all that
 //! ([`recipe`]). The decisions exist apart from the pass over a checkpoint so that every one of them is a pure function
 //! of small arrays, checked to the last label without a model. The pass itself ([`statistics`], [`hc_smoe`], [`merge`])
-//! streams: weights stay file-backed. [`convert`] rewrites a checkpoint in another form by the same rules of streaming and
+//! streams: weights stay file-backed. [`mod@convert`] rewrites a checkpoint in another form by the same rules of streaming and
 //! resuming. It must not know training or serving.
 
 pub mod align;

@@ -283,7 +283,7 @@ fn methods(model: &Model) -> Vec<Method> {
             name: "HC-SMoE",
             applies: largest > 1,
             why: match largest {
-                0 => "the model has no mixture-of-experts layer".into(),
+                0 => "the model has no mixture of experts with a router".into(),
                 1 => "every layer is merged to one expert already".into(),
                 n => format!("merges experts that behave alike: {} layers of up to {n}", stored.len()),
             },

@@ -295,3 +295,17 @@ fn a_recomputed_value_has_the_gradient_of_its_computation() {
         Ok(recomputed(&t[0], &known, f))
     });
 }
+
+#[test]
+fn weighted_sums_of_rows() {
+    let inputs = [tensor(&[5, 3], 1), tensor(&[4, 2], 2)];
+    let ids = [0, 4, 2, 2, 1, 0, 4, 1];
+    check("mix_rows", &inputs, |t| ops::mix_rows(&t[0], &ids, &t[1]));
+    let rows = ops::gather_rows(&inputs[0], &ids).unwrap();
+    let scaled = ops::scale_rows(&rows, &inputs[1]).unwrap();
+    let slow = ops::scatter_add_rows(&scaled, &[0, 0, 1, 1, 2, 2, 3, 3], 4).unwrap();
+    let fast = ops::mix_rows(&inputs[0], &ids, &inputs[1]).unwrap();
+    assert_eq!(fast.to_f32(), slow.to_f32());
+    assert!(ops::mix_rows(&inputs[0], &[5; 8], &inputs[1]).is_err());
+    assert!(ops::mix_rows(&inputs[0], &[0; 7], &inputs[1]).is_err());
+}

@@ -304,9 +304,7 @@ impl FeedForward for MoleFfn {
             .flat_map(|&i| (0..count).map(move |j| (i, j)))
             .map(|(i, j)| row(i, j))
             .collect();
-        let tokens: Vec<usize> = (0..n * count).map(|pair| pair / count).collect();
-        let weighted = ops::scale_rows(&ops::gather_rows(&z, &rows)?, &ops::reshape(&g_ne, &[n * count])?)?;
-        let y_nd = ops::add(&s_nd, &ops::scatter_add_rows(&weighted, &tokens, n)?)?;
+        let y_nd = ops::add(&s_nd, &ops::mix_rows(&z, &rows, &g_ne)?)?;
         Ok(ops::reshape(&y_nd, x_btd.shape())?)
     }
 

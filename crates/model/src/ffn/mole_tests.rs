@@ -98,7 +98,7 @@ fn gradients_match_finite_differences() {
         let at: Vec<usize> = IDS.iter().map(|&id| id as usize).collect();
         let mut x = ops::embedding(&t[0], &at, &[n])?;
         for l in 0..2 {
-            let weights = &t[1 + l * per_layer..1 + (l + 1) * per_layer];
+            let weights = &t[1..][l * per_layer..(l + 1) * per_layer];
             x = ops::add(&x, &run(&layer(count, weights), &x, &t[0], &IDS))?;
         }
         Ok(weigh(&x))
