@@ -279,10 +279,7 @@ fn a_row_of_zeros_has_norm_zero_and_gradient_zero() {
     assert_eq!(y.to_f32(), [0.0, 5.0]);
     let mut gradients = Gradients::new();
     ops::sum(&y).unwrap().backward(&mut gradients).unwrap();
-    assert_eq!(
-        gradients.get(&x).unwrap().values::<f64>().unwrap(),
-        [0.0, 0.0, 0.6, 0.8]
-    );
+    assert_eq!(gradients.get(&x).unwrap().to_f32(), [0.0, 0.0, 0.6, 0.8]);
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl FfnMethod for AoeConfig {
     }
 
     fn width(&self) -> usize {
-        self.top_k * self.d_wide
+        (self.top_k * self.d_wide).max(self.experts * self.d_low)
     }
 }
 
