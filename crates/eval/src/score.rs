@@ -7,7 +7,7 @@
 //! Shape suffixes: B batch, T time, D model width, V vocabulary, S scored positions.
 
 use crate::error::{EvalError, Result};
-use ounce_model::{Batch, Model, config::FfnConfig};
+use ounce_model::{Batch, Model};
 use ounce_tensor::{Compute, no_grad, ops};
 use std::collections::BTreeMap;
 
@@ -130,10 +130,7 @@ fn check(model: &Model, passage: Passage<'_>) -> Result<()> {
 /// Tokens whose widest activation stays within [`ACTIVATION_FLOATS`].
 fn batch_tokens(model: &Model) -> usize {
     let config = &model.config;
-    let widest = config.layers.iter().map(|layer| match &layer.ffn {
-        FfnConfig::Dense { width } => *width,
-        FfnConfig::Moe(moe) => moe.top_k * moe.width + moe.shared_width.unwrap_or(0),
-    });
+    let widest = config.layers.iter().map(|layer| layer.ffn.width());
     let widest = widest
         .max()
         .unwrap_or(0)

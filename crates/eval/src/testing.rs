@@ -2,24 +2,15 @@
 
 use ounce_model::{Model, config::ModelShape, weights::FreshWeights};
 use ounce_tensor::Tensor;
+use serde_json::json;
 
 /// A fresh two-layer model with an untied head.
 pub(crate) fn tiny(vocab: usize, max_positions: usize) -> Model {
-    let shape = ModelShape {
-        hidden_size: 16,
-        layers: 2,
-        heads: 2,
-        kv_heads: None,
-        intermediate_size: 24,
-        experts: None,
-        experts_per_token: None,
-        balance: 0.0,
-        tied: false,
-        max_positions,
-        rope_theta: 10000.0,
-        rms_norm_eps: 1e-5,
-        initializer_range: 0.3,
-    };
+    let shape: ModelShape = serde_json::from_value(json!({
+        "hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 24, "max_positions": max_positions,
+        "initializer_range": 0.3
+    }))
+    .unwrap();
     let config = shape.to_config(vocab, None, None).unwrap();
     Model::new(config, &mut FreshWeights { seed: 7, std: 0.3 }).unwrap()
 }

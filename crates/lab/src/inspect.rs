@@ -3,8 +3,8 @@
 //! Every figure comes from the configuration and the tensors as they are stored; nothing is run. Costs are those of one
 //! token: parameters it meets, arithmetic, and memory it leaves in the cache.
 
-use ounce_formats::{Checkpoint, FormatError, TensorView, view::Region};
-use ounce_model::{Model, ModelError};
+use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
+use ounce_model::{Model, ModelError, ffn::Bill, ffn::mole};
 use ounce_tensor::DType;
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -35,6 +35,8 @@ pub struct Inspection {
     pub flops_per_token: u64,
     /// Floating point operations of attention, per token and per position it looks at, over all layers.
     pub attention_flops_per_position: u64,
+    /// What the method in the feed-forward slot costs and saves; empty for stock layers.
+    pub feed_forward: Vec<String>,
     /// Element types of the tensors on disk.
     pub dtypes: BTreeMap<String, DtypeShare>,
     /// Tensors with values that are no numbers; `None` unless asked for.
@@ -99,6 +101,8 @@ pub struct Scan {
     pub values: u64,
     /// Tensors with a value that is not finite.
     pub broken: Vec<BrokenTensor>,
+    /// Does the lookup table have the checksum its builder noted? `None` without a table or a note.
+    pub table_intact: Option<bool>,
 }
 
 /// A tensor with values that are not finite.
@@ -143,12 +147,10 @@ pub fn inspect(dir: &Path, scan: bool, progress: &mut dyn FnMut(u64, u64)) -> Re
     });
 
     let config = &model.config;
-    let (mut expert_parameters, mut idle) = (0, 0);
-    for (_, moe) in config.moe_layers() {
-        let one = 3 * config.hidden_size as u64 * moe.width as u64;
-        expert_parameters += moe.stored as u64 * one;
-        idle += moe.stored.saturating_sub(moe.top_k) as u64 * one;
-    }
+    let experts = |moe: &ounce_model::config::MoeConfig| (moe.stored * 3 * config.hidden_size * moe.width) as u64;
+    let expert_parameters: u64 = config.moe_layers().map(|(_, moe)| experts(moe)).sum();
+    let bills: Vec<Bill> = model.plan().blocks().iter().map(|b| b.ffn().bill()).collect();
+    let idle: u64 = bills.iter().map(|b| b.parameters - b.active_parameters).sum();
     let active_parameters = parameters - idle;
     // The embedding is looked up, not multiplied; as a tied head it is.
     let looked_up = if config.tied { 0 } else { embedding };
@@ -181,6 +183,7 @@ pub fn inspect(dir: &Path, scan: bool, progress: &mut dyn FnMut(u64, u64)) -> Re
         kv_bytes_per_token: config.kv_bytes_per_token(element) as u64,
         flops_per_token: 2 * (active_parameters - looked_up - vectors),
         attention_flops_per_position: 4 * (config.heads * config.head_dim * config.layers.len()) as u64,
+        feed_forward: bills.into_iter().next().unwrap_or_default().explained,
         dtypes: dtypes(&checkpoint),
         scan: if scan {
             Some(scan_values(&checkpoint, progress)?)
@@ -236,7 +239,19 @@ fn scan_values(checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> R
         }
         progress(done, total);
     }
-    Ok(Scan { values, broken })
+    let noted = checkpoint
+        .config()
+        .get(mole::RECORD)
+        .and_then(|r| r.get("rows")?.as_str());
+    let table_intact = match noted {
+        Some(sum) => Some(fsx::sha256_bytes(checkpoint.region(mole::TABLE)?.bytes()) == sum),
+        None => None,
+    };
+    Ok(Scan {
+        values,
+        broken,
+        table_intact,
+    })
 }
 
 /// How many NaN and infinities, piece by piece, so that a large tensor is never widened as a whole. An f64 beyond the
@@ -262,14 +277,27 @@ fn not_finite(region: &Region) -> Result<(u64, u64), FormatError> {
 fn methods(model: &Model) -> Vec<Method> {
     let stored: Vec<usize> = model.config.moe_layers().map(|(_, m)| m.stored).collect();
     let largest = stored.iter().copied().max().unwrap_or(0);
-    vec![Method {
-        name: "HC-SMoE",
-        applies: largest > 1,
-        why: match largest {
-            0 => "the model has no mixture-of-experts layer".into(),
-            1 => "every layer is merged to one expert already".into(),
-            n => format!("merges experts that behave alike: {} layers of up to {n}", stored.len()),
+    let lookup = model.config.model_type.as_str();
+    vec![
+        Method {
+            name: "HC-SMoE",
+            applies: largest > 1,
+            why: match largest {
+                0 => "the model has no mixture of experts with a router".into(),
+                1 => "every layer is merged to one expert already".into(),
+                n => format!("merges experts that behave alike: {} layers of up to {n}", stored.len()),
+            },
+            command: "ounce merge",
         },
-        command: "ounce merge",
-    }]
+        Method {
+            name: "MoLE table",
+            applies: lookup == "mole",
+            why: match lookup {
+                "mole" => "writes the routed experts as a table that is read by token id".into(),
+                "mole_lut" => "the experts are a table already".into(),
+                _ => "the experts must have been trained on embeddings".into(),
+            },
+            command: "ounce convert --to mole-lut",
+        },
+    ]
 }

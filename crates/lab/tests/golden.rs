@@ -30,6 +30,12 @@ fn library_made_checkpoints() {
 }
 
 #[test]
+fn methods_of_the_feed_forward_slot() {
+    all_pass("tests/fixtures/golden", &["aoe"], 5);
+    all_pass("tests/fixtures/golden", &["mole", "mole_lut"], 3);
+}
+
+#[test]
 fn merged_checkpoints() {
     all_pass(
         "../compress/tests/fixtures",

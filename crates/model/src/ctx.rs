@@ -10,6 +10,8 @@ use ounce_tensor::{Collective, Compute, Tensor, ops::RowSpan};
 pub struct Ctx<'a> {
     /// Token ids `[B·T]`, row by row.
     pub ids: &'a [u32],
+    /// Embeddings of the ids `[B,T,D]`, as they enter the first block; `None` until a whole model has embedded them.
+    pub embeddings: Option<Tensor>,
     /// Rows of the batch.
     pub batch: usize,
     /// Tokens per row in this call.

@@ -118,6 +118,11 @@ impl Model {
         }
     }
 
+    /// Why the model cannot be trained, if it cannot.
+    pub fn frozen(&self) -> Option<&'static str> {
+        self.plan.blocks().iter().find_map(|b| b.ffn().frozen())
+    }
+
     /// The plan.
     pub fn plan(&self) -> &dyn Plan {
         &*self.plan
@@ -180,6 +185,7 @@ impl Model {
         ];
         Ok(Ctx {
             ids,
+            embeddings: None,
             batch,
             len,
             spans,
@@ -206,7 +212,9 @@ impl Model {
     /// # Errors
     /// If shapes do not fit or the cache refuses.
     pub fn hidden(&self, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let x = self.plan.forward(self.embed(ctx)?, ctx)?;
+        let x = self.embed(ctx)?;
+        ctx.embeddings = Some(x.clone());
+        let x = self.plan.forward(x, ctx)?;
         self.finish(&x)
     }
 

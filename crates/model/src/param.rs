@@ -50,6 +50,12 @@ impl Linear {
         }
     }
 
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        let bias = self.bias.as_ref().map_or(0, |b| b.tensor.numel());
+        (self.weight.tensor.numel() + bias) as u64
+    }
+
     /// Visits weight and bias.
     pub fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         f(&mut self.weight);

@@ -18,6 +18,23 @@ pub trait Weights {
     /// If it is missing, has another shape, or a dtype that is no weight.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
 
+    /// A table that is read row by row: as [`Weights::tensor`], but never widened and cheap to ask for again.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor(name, shape)
+    }
+
+    /// The bytes of a tensor as stored, if this source has files: for checks of what a table was made from.
+    ///
+    /// # Errors
+    /// If the source has files and they do not hold the tensor.
+    fn stored(&self, name: &str) -> Result<Option<Region>> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// The same as a named parameter.
     ///
     /// # Errors
@@ -183,6 +200,17 @@ impl Weights for CheckpointWeights {
         }
         Ok(tensor)
     }
+
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let widen = std::mem::replace(&mut self.widen, false);
+        let rows = self.tensor(name, shape);
+        self.widen = widen;
+        rows
+    }
+
+    fn stored(&self, name: &str) -> Result<Option<Region>> {
+        Ok(Some(self.checkpoint.region(name)?))
+    }
 }
 
 /// Fresh weights: norms are one, biases zero, matrices normal with the given standard deviation. The values of a tensor
@@ -216,21 +244,37 @@ impl Weights for FreshWeights {
 
 /// Tells a callback what a model asks for, and hands out nothing: blocks keep their weights and look at them only in a
 /// forward.
-struct Listing<'a>(&'a mut dyn FnMut(&str, &[usize]) -> Result<()>);
+struct Listing<'a> {
+    f: &'a mut dyn FnMut(&str, &[usize]) -> Result<()>,
+    /// Tables already told: every layer asks for the same ones.
+    tables: Vec<String>,
+}
 
 impl Weights for Listing<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        (self.0)(name, shape)?;
+        (self.f)(name, shape)?;
         Ok(Tensor::zeros(&[0]))
+    }
+
+    fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if self.tables.iter().any(|known| known == name) {
+            return Ok(Tensor::zeros(&[0]));
+        }
+        self.tables.push(name.to_owned());
+        self.tensor(name, shape)
     }
 }
 
 /// Calls `f` with name and shape of every tensor of a configuration, in checkpoint order, one layer in memory at a time.
 fn visit_tensors(config: &ModelConfig, f: &mut dyn FnMut(&str, &[usize]) -> Result<()>) -> Result<()> {
     let table = [config.vocab_size, config.hidden_size];
-    f("model.embed_tokens.weight", &table)?;
+    let mut listing = Listing {
+        f,
+        tables: vec!["model.embed_tokens.weight".to_owned()],
+    };
+    listing.tensor("model.embed_tokens.weight", &table)?;
     for layer in 0..config.layers.len() {
-        crate::Block::new(config, layer, &mut Listing(f))?;
+        crate::Block::new(config, layer, &mut listing)?;
     }
     f("model.norm.weight", &[config.hidden_size])?;
     if !config.tied {

@@ -215,7 +215,14 @@ fn record(inputs: &[&Tensor], backward: BackwardFn) -> Arc<Node> {
 /// # Errors
 /// Whatever `f` returns.
 pub fn checkpoint(input: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
-    let mut output = no_grad(|| f(&input.detach()))?;
+    let output = no_grad(|| f(&input.detach()))?;
+    Ok(recomputed(input, &output, f))
+}
+
+/// [`checkpoint`] for a value at hand: `output` must be what `f(input)` gives. `f` runs in the backward walk only.
+#[must_use]
+pub fn recomputed(input: &Tensor, output: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Tensor {
+    let mut output = output.detach();
     if RECORDING.with(Cell::get) {
         let saved = input.detach();
         let backward: BackwardFn = Box::new(move |dy, _, gradients| {
@@ -225,5 +232,5 @@ pub fn checkpoint(input: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + Send +
         });
         output.node = Some(record(&[input], backward));
     }
-    Ok(output)
+    output
 }

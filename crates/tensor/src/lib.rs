@@ -18,7 +18,7 @@ pub mod ops;
 mod storage;
 mod tensor;
 
-pub use autograd::{Gradients, checkpoint, no_grad};
+pub use autograd::{Gradients, checkpoint, no_grad, recomputed};
 pub use collective::{Collective, Pending, Solo};
 pub use error::{Result, TensorError};
 pub use gradcheck::gradcheck;

@@ -3,6 +3,7 @@
 use ounce_tensor::{
     Compute, DType, Gradients, Result, Tensor, checkpoint, gradcheck, no_grad,
     ops::{self, AttentionConfig, KeyValue, RowSpan},
+    recomputed,
 };
 
 /// Central differences in f64 are good to about 1e-9 here.
@@ -55,6 +56,7 @@ fn norms_and_softmax() {
     let a = [tensor(&[4, 6], 3)];
     check("softmax", &a, |t| ops::softmax(&t[0]));
     check("log_softmax", &a, |t| ops::log_softmax(&t[0]));
+    check("row_norms", &a, |t| ops::row_norms(&t[0]));
     check("normalize_rows", &a, |t| ops::normalize_rows(&ops::softmax(&t[0])?));
 }
 
@@ -251,4 +253,56 @@ fn broken_rules_are_errors() {
     assert!(ops::cross_entropy(&a, &[3, 0]).is_err());
     assert!(ops::cross_entropy(&a, &[-1, -1]).is_err());
     assert!(Tensor::new(vec![1f32; 3], &[2, 2]).is_err());
+}
+
+/// Winners' rows of a wider product: the recorded gradient is that of the product itself, an empty group included.
+#[test]
+fn known_grouped_product() {
+    let inputs = [tensor(&[5, 3], 1), tensor(&[3 * 2, 3], 2)];
+    let offsets = [0, 2, 2, 5];
+    let product = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
+        let slices: Vec<Tensor> = (0..3)
+            .map(|e| ops::narrow_rows(w, 2 * e, 2 * e + 2))
+            .collect::<Result<_>>()?;
+        ops::grouped_linear(x, &slices.iter().collect::<Vec<_>>(), &offsets, Compute::F32)
+    };
+    check("known_grouped_linear", &inputs, |t| {
+        let y = product(&t[0].detach(), &t[1].detach())?;
+        ops::known_grouped_linear(&t[0], &t[1], &offsets, &y, Compute::F32)
+    });
+}
+
+#[test]
+fn a_row_of_zeros_has_norm_zero_and_gradient_zero() {
+    let x = Tensor::new(vec![0.0, 0.0, 3.0, 4.0], &[2, 2]).unwrap().requires_grad();
+    let y = ops::row_norms(&x).unwrap();
+    assert_eq!(y.to_f32(), [0.0, 5.0]);
+    let mut gradients = Gradients::new();
+    ops::sum(&y).unwrap().backward(&mut gradients).unwrap();
+    assert_eq!(gradients.get(&x).unwrap().to_f32(), [0.0, 0.0, 0.6, 0.8]);
+}
+
+#[test]
+fn a_recomputed_value_has_the_gradient_of_its_computation() {
+    let inputs = [tensor(&[4, 3], 1), tensor(&[2, 3], 2)];
+    check("recomputed", &inputs, |t| {
+        let w = t[1].clone();
+        let f = move |x: &Tensor| ops::softmax(&ops::linear(x, &w, Compute::F32)?);
+        let known = no_grad(|| f(&t[0]))?;
+        Ok(recomputed(&t[0], &known, f))
+    });
+}
+
+#[test]
+fn weighted_sums_of_rows() {
+    let inputs = [tensor(&[5, 3], 1), tensor(&[4, 2], 2)];
+    let ids = [0, 4, 2, 2, 1, 0, 4, 1];
+    check("mix_rows", &inputs, |t| ops::mix_rows(&t[0], &ids, &t[1]));
+    let rows = ops::gather_rows(&inputs[0], &ids).unwrap();
+    let scaled = ops::scale_rows(&rows, &inputs[1]).unwrap();
+    let slow = ops::scatter_add_rows(&scaled, &[0, 0, 1, 1, 2, 2, 3, 3], 4).unwrap();
+    let fast = ops::mix_rows(&inputs[0], &ids, &inputs[1]).unwrap();
+    assert_eq!(fast.to_f32(), slow.to_f32());
+    assert!(ops::mix_rows(&inputs[0], &[5; 8], &inputs[1]).is_err());
+    assert!(ops::mix_rows(&inputs[0], &[0; 7], &inputs[1]).is_err());
 }

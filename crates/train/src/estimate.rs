@@ -6,10 +6,7 @@ use crate::{
     step::fresh_config,
 };
 use ounce_data::DataDir;
-use ounce_model::{
-    ModelConfig, ModelError, Tokenizer,
-    config::{FfnConfig, LayerConfig},
-};
+use ounce_model::{ModelConfig, ModelError, Tokenizer, config::LayerConfig};
 use serde::Serialize;
 
 /// Bytes per parameter: the f32 master, both moments, the gradient.
@@ -51,10 +48,7 @@ pub fn estimate(recipe: &Recipe, data: &DataDir) -> Result<Estimate> {
 fn cost(recipe: &Recipe, config: &ModelConfig) -> Result<Estimate> {
     let parameters = ounce_model::parameter_count(config)?;
     // About 16 values of model width and 4 of feed-forward width per token and layer stay alive for the backward walk.
-    let ffn = |l: &LayerConfig| match &l.ffn {
-        FfnConfig::Dense { width } => *width as u64,
-        FfnConfig::Moe(m) => (m.width as u64).saturating_mul(m.top_k as u64),
-    };
+    let ffn = |l: &LayerConfig| l.ffn.width() as u64;
     let layer = |l: &LayerConfig| (16 * config.hidden_size as u64).saturating_add(ffn(l).saturating_mul(4));
     let per_token = config.layers.iter().map(layer).fold(0, u64::saturating_add);
     // Products of sizes of `[run]` were checked when the recipe was read.

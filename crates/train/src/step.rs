@@ -39,8 +39,16 @@ impl TrainStep {
     /// Makes every parameter of `model` trainable.
     ///
     /// # Errors
-    /// If a weight cannot be widened.
+    /// If the model cannot be trained, or a weight cannot be widened.
     pub fn new(mut model: Model, recipe: &Recipe) -> Result<Self> {
+        if let Some(why) = model.frozen() {
+            return Err(TrainError::Recipe {
+                file: "recipe".into(),
+                key: if recipe.init.is_some() { "init" } else { "model.family" }.into(),
+                rule: why.into(),
+                hint: "train the form it was converted from, and convert again".into(),
+            });
+        }
         // Every step needs the same buffers again.
         Tensor::limit_buffers(BUFFERS);
         let mut failed = None;

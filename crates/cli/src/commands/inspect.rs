@@ -13,6 +13,7 @@ use ounce_lab::{
 pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
     let found = inspect(&args.model, args.scan, &mut |_, _| {})?;
     let broken = found.scan.as_ref().is_some_and(|s| !s.broken.is_empty());
+    let changed = found.scan.as_ref().is_some_and(|s| s.table_intact == Some(false));
     if global.json {
         output::json(&found)?;
     } else {
@@ -67,7 +68,18 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
                 format_count(found.attention_flops_per_position)
             ),
         )?;
+        for line in &found.feed_forward {
+            row("feed-forward", line.clone())?;
+        }
         if let Some(scan) = &found.scan {
+            if let Some(intact) = scan.table_intact {
+                let text = if intact {
+                    "as it was built"
+                } else {
+                    "CHANGED since it was built"
+                };
+                row("lookup table", text.into())?;
+            }
             row(
                 "values that are not finite",
                 if broken {
@@ -90,6 +102,12 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
     }
     if broken {
         return Err(Failure::user("the checkpoint holds values that are not finite", ""));
+    }
+    if changed {
+        return Err(Failure::user(
+            "the lookup table is not the one that was built",
+            "build it again from the trained model: `ounce convert MODEL --to mole-lut`",
+        ));
     }
     Ok(())
 }

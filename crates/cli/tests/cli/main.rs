@@ -8,5 +8,6 @@ mod life;
 mod merging;
 #[cfg(target_os = "linux")]
 mod merging_limits;
+mod methods;
 mod results;
 mod support;

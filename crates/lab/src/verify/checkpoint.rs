@@ -1,4 +1,5 @@
-//! `checkpoint` cases: logits of a full forward, and greedy ids with a cache and without.
+//! `checkpoint` cases: logits of a full forward, greedy ids with a cache and without, and what routers chose if the case
+//! says it.
 
 use super::{Checks, VerifyError, floats, worst};
 use ounce_formats::SafetensorsFile;
@@ -8,6 +9,8 @@ use std::path::Path;
 
 /// f32 against a reference in f32 (transformers) or f64 (the method cases).
 const LOGITS: f64 = 1e-4;
+/// The same for weights of chosen experts, which are at most 1.
+const WEIGHTS: f64 = 1e-5;
 
 pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let expected = SafetensorsFile::open(&dir.join("expected.safetensors"))?;
@@ -23,6 +26,10 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
         })
     })?;
     checks.close("logits", worst(&logits.to_f32(), &floats(&expected, "logits")?), LOGITS);
+
+    if expected.header().info("selected_experts").is_some() {
+        selections(&model, &ids[..ids.len() / batch.max(1)], &expected, checks)?;
+    }
 
     let ids_of = |name: &str| -> Result<Vec<u32>, VerifyError> {
         Ok(expected
@@ -67,5 +74,34 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
         ids == greedy,
         format!("{ids:?} where {greedy:?} is expected"),
     );
+    Ok(())
+}
+
+/// `selected_experts [L,T,K]`, best first, and `selected_weights [L,T,K]` of one row of ids.
+fn selections(model: &Model, ids: &[u32], expected: &SafetensorsFile, checks: &mut Checks) -> Result<(), VerifyError> {
+    let input = Batch {
+        ids,
+        batch: 1,
+        compute: Compute::F32,
+    };
+    let mut ctx = model.context(input, None)?;
+    ctx.sink.want_routing = true;
+    no_grad(|| model.hidden(&mut ctx))?;
+    let chosen: Vec<i64> = ctx
+        .sink
+        .routing
+        .iter()
+        .flat_map(|r| &r.experts)
+        .map(|&e| e as i64)
+        .collect();
+    let weights: Vec<f32> = ctx.sink.routing.iter().flat_map(|r| &r.weights).copied().collect();
+    let theirs = expected.view("selected_experts")?.to_i64_vec()?;
+    checks.equal(
+        "selected experts",
+        chosen == theirs,
+        format!("{chosen:?} where {theirs:?} is expected"),
+    );
+    let theirs = floats(expected, "selected_weights")?;
+    checks.close("selected weights", worst(&weights, &theirs), WEIGHTS);
     Ok(())
 }

@@ -6,7 +6,7 @@
 use super::{
     FfnConfig, LayerConfig, ModelConfig, MoeConfig, MoeNames, QkNorm, RopeConfig, RopeScaling, keys::Keys, refuse,
 };
-use crate::error::Result;
+use crate::{error::Result, ffn};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -202,8 +202,12 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
     } else {
         stated
     };
-    let Some(family) = FAMILIES.iter().find(|f| f.model_type == base) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
+    let families = || {
+        let methods = ffn::FAMILIES.iter().map(|f| (f.model_type, f.used));
+        FAMILIES.iter().map(|f| (f.model_type, f.used)).chain(methods)
+    };
+    let Some((_, family_used)) = families().find(|(model_type, _)| *model_type == base) else {
+        let known: Vec<&str> = families().map(|(model_type, _)| model_type).collect();
         let key = if merged { "base_model_type" } else { "model_type" };
         return refuse(
             file,
@@ -219,7 +223,7 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
         {
             return refuse(file, key, *why, "");
         }
-        let used = COMMON.contains(&key) || family.used.contains(&key) || (merged && MERGED.contains(&key));
+        let used = COMMON.contains(&key) || family_used.contains(&key) || (merged && MERGED.contains(&key));
         if !used && !HARMLESS.contains(&key) && !map[key].is_null() {
             return refuse(
                 file,
@@ -255,7 +259,9 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
     if head_dim % 2 != 0 {
         return keys.bad("head_dim", format!("must be even for rotary positions, is {head_dim}"));
     }
+    let method = ffn::FAMILIES.iter().find(|f| f.model_type == base);
     if let Some(act) = keys.text("hidden_act")?
+        && method.is_none_or(|f| f.reads_hidden_act)
         && act != "silu"
         && act != "swish"
     {
@@ -264,7 +270,7 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
             format!("only \"silu\" is implemented for this family, is \"{act}\""),
         );
     }
-    if base == "llama" && keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1 {
+    if keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1 {
         return keys.bad("pretraining_tp", "only 1 is implemented");
     }
     let layer_count = keys.count("num_hidden_layers", 1..=4096)?;
@@ -359,6 +365,15 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
 }
 
 fn ffns(keys: &Keys<'_>, base: &str, merged: bool, layers: usize) -> Result<Vec<FfnConfig>> {
+    if let Some(method) = ffn::FAMILIES.iter().find(|f| f.model_type == base) {
+        if merged {
+            return keys.bad(
+                "base_model_type",
+                format!("\"{base}\" has no experts that can be merged"),
+            );
+        }
+        return Ok(vec![FfnConfig::Method((method.read)(keys)?); layers]);
+    }
     let dense = FfnConfig::Dense {
         width: keys.size("intermediate_size")?,
     };

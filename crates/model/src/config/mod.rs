@@ -4,10 +4,13 @@
 //! is never ignored.
 
 mod families;
-mod keys;
+pub(crate) mod keys;
 mod recipe;
 
-use crate::error::{ModelError, Result};
+use crate::{
+    error::{ModelError, Result},
+    ffn::FfnMethod,
+};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -75,6 +78,8 @@ pub enum FfnConfig {
     },
     /// Mixture of experts.
     Moe(MoeConfig),
+    /// A method with a file of its own in `ffn`.
+    Method(Arc<dyn FfnMethod>),
 }
 
 impl FfnConfig {
@@ -84,6 +89,15 @@ impl FfnConfig {
             Some(moe)
         } else {
             None
+        }
+    }
+
+    /// Hidden values that one token makes in the slot.
+    pub fn width(&self) -> usize {
+        match self {
+            FfnConfig::Dense { width } => *width,
+            FfnConfig::Moe(moe) => (moe.top_k.saturating_mul(moe.width)).saturating_add(moe.shared_width.unwrap_or(0)),
+            FfnConfig::Method(method) => method.width(),
         }
     }
 }

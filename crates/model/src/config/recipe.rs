@@ -3,7 +3,7 @@
 use super::{ModelConfig, refuse};
 use crate::error::{ModelError, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 fn default_theta() -> f64 {
     10000.0
@@ -18,10 +18,14 @@ fn default_std() -> f64 {
     0.02
 }
 
-/// `[model]` of a recipe. Dense models become `llama`, mixtures become `mixtral`, so that every result loads elsewhere.
+/// `[model]` of a recipe. Dense models become `llama`, mixtures become `mixtral`, so that every result loads elsewhere; a
+/// `family` of its own, with keys of its own below `[model.config]`, is for methods that stock families do not have.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, expecting = "a table, [model]")]
 pub struct ModelShape {
+    /// `model_type` of the result; absent for `llama` and `mixtral`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     /// Model width D.
     pub hidden_size: usize,
     /// Layers.
@@ -57,6 +61,9 @@ pub struct ModelShape {
     /// Standard deviation of fresh weights.
     #[serde(default = "default_std")]
     pub initializer_range: f64,
+    /// Keys of the `config.json` that only this family has; they win over those made of the keys above.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
 }
 
 impl ModelShape {
@@ -80,11 +87,28 @@ impl ModelShape {
             "bos_token_id": bos,
             "eos_token_id": eos,
         });
-        if let (Some(experts), Value::Object(map)) = (self.experts, &mut config) {
+        let Value::Object(map) = &mut config else {
+            return config;
+        };
+        if let Some(family) = &self.family {
+            // Only what was asked for: a family refuses keys it does not know.
+            map["model_type"] = family.as_str().into();
+            map.remove("architectures");
+            let experts = self.experts.map(|n| ("num_experts", Value::from(n)));
+            let chosen = self.experts_per_token.map(|n| ("num_experts_per_tok", Value::from(n)));
+            let balance = (self.balance > 0.0).then(|| ("router_aux_loss_coef", self.balance.into()));
+            map.extend(
+                [experts, chosen, balance]
+                    .into_iter()
+                    .flatten()
+                    .map(|(k, v)| (k.to_owned(), v)),
+            );
+        } else if let Some(experts) = self.experts {
             map.insert("num_local_experts".into(), experts.into());
             map.insert("num_experts_per_tok".into(), self.experts_per_token.unwrap_or(2).into());
             map.insert("router_aux_loss_coef".into(), self.balance.into());
         }
+        map.extend(self.config.clone());
         config
     }
 

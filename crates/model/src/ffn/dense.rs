@@ -1,6 +1,6 @@
 //! SwiGLU: `down(silu(gate(x)) * up(x))`. Source: "GLU Variants Improve Transformer" (Shazeer 2020).
 
-use super::FeedForward;
+use super::{Bill, FeedForward};
 use crate::{
     ctx::Ctx,
     error::Result,
@@ -49,6 +49,14 @@ impl FeedForward for DenseFfn {
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         for map in [&mut self.gate, &mut self.up, &mut self.down] {
             map.visit(f);
+        }
+    }
+    fn bill(&self) -> Bill {
+        let parameters = [&self.gate, &self.up, &self.down].map(Linear::parameters).iter().sum();
+        Bill {
+            parameters,
+            active_parameters: parameters,
+            explained: Vec::new(),
         }
     }
 }

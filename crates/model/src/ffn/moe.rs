@@ -16,7 +16,7 @@
 //! (no gradient), `P_e` the mean router probability; the value is `coefficient · K` when perfectly even. Layers are
 //! averaged.
 
-use super::{DenseFfn, FeedForward};
+use super::{Bill, DenseFfn, FeedForward};
 use crate::{
     config::{ModelConfig, MoeConfig, MoeNames},
     ctx::{Ctx, Routing},
@@ -46,18 +46,18 @@ pub struct MoeFfn {
 }
 
 /// Which expert sees which token.
-struct Dispatch {
+pub(super) struct Dispatch {
     /// Token of each pair, pairs sorted by stored expert, then token.
-    tokens: Vec<usize>,
+    pub(super) tokens: Vec<usize>,
     /// Pair of each selection `[N·K]`.
-    pair_of: Vec<usize>,
+    pub(super) pair_of: Vec<usize>,
     /// First pair of each stored expert, and the end.
-    offsets: Vec<usize>,
+    pub(super) offsets: Vec<usize>,
 }
 
 impl Dispatch {
     /// `chosen [N·K]` router outputs, mapped to stored experts.
-    fn new(chosen: &[usize], k: usize, map: &[usize], stored: usize) -> Self {
+    pub(super) fn new(chosen: &[usize], k: usize, map: &[usize], stored: usize) -> Self {
         // A selection repeats a pair if an earlier choice of the same token maps to the same stored expert.
         let first_same = |slot: usize| {
             let start = slot - slot % k;
@@ -164,20 +164,21 @@ impl MoeFfn {
         }
         Ok((probabilities, chosen, weights))
     }
+}
 
-    fn balance_loss(&self, probabilities_ne: &Tensor, chosen: &[usize]) -> Result<Tensor> {
-        let (n, e) = (probabilities_ne.rows(), probabilities_ne.last_dim());
-        let mut counts = vec![0f64; e];
-        for &i in chosen {
-            counts[i] += 1.0;
-        }
-        let factor: Vec<f64> = counts.iter().map(|c| c / n as f64 * e as f64 * self.balance).collect();
-        let factor = match probabilities_ne.dtype() {
-            ounce_tensor::DType::F64 => Tensor::new(factor, &[e])?,
-            _ => Tensor::new(factor.iter().map(|&f| f as f32).collect(), &[e])?,
-        };
-        Ok(ops::sum(&ops::mul(&ops::column_mean(probabilities_ne)?, &factor)?)?)
+/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`; see the module.
+pub(super) fn balance_loss(probabilities_ne: &Tensor, chosen: &[usize], coefficient: f64) -> Result<Tensor> {
+    let (n, e) = (probabilities_ne.rows(), probabilities_ne.last_dim());
+    let mut counts = vec![0f64; e];
+    for &i in chosen {
+        counts[i] += 1.0;
     }
+    let factor: Vec<f64> = counts.iter().map(|c| c / n as f64 * e as f64 * coefficient).collect();
+    let factor = match probabilities_ne.dtype() {
+        ounce_tensor::DType::F64 => Tensor::new(factor, &[e])?,
+        _ => Tensor::new(factor.iter().map(|&f| f as f32).collect(), &[e])?,
+    };
+    Ok(ops::sum(&ops::mul(&ops::column_mean(probabilities_ne)?, &factor)?)?)
 }
 
 impl FeedForward for MoeFfn {
@@ -187,7 +188,8 @@ impl FeedForward for MoeFfn {
         let logits = self.router_logits(&x_nd)?;
         let (probabilities, chosen, weights_nk) = self.route(&logits)?;
         if self.balance > 0.0 && probabilities.needs_grad() {
-            ctx.sink.side_losses.push(self.balance_loss(&probabilities, &chosen)?);
+            let loss = balance_loss(&probabilities, &chosen, self.balance)?;
+            ctx.sink.side_losses.push(loss);
         }
         if ctx.sink.want_ffn_inputs {
             ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
@@ -227,6 +229,21 @@ impl FeedForward for MoeFfn {
         if let Some((shared, gate)) = &mut self.shared {
             shared.visit(f);
             gate.visit(f);
+        }
+    }
+
+    fn bill(&self) -> Bill {
+        let one = self.experts.first().map_or(0, |e| e.bill().parameters);
+        let shared = self
+            .shared
+            .as_ref()
+            .map_or(0, |(s, gate)| s.bill().parameters + gate.parameters());
+        let idle = self.experts.len().saturating_sub(self.top_k) as u64 * one;
+        let parameters = self.router.parameters() + self.experts.len() as u64 * one + shared;
+        Bill {
+            parameters,
+            active_parameters: parameters - idle,
+            explained: Vec::new(),
         }
     }
 

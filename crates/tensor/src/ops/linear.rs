@@ -9,7 +9,7 @@ use crate::{
 use ounce_kernels::{Compute, Data, Gemm, Mat, gemm};
 
 /// A row-major `[rows, cols]` matrix as operand.
-fn rows_of(data: Data<'_>, cols: usize) -> Mat<'_> {
+pub(super) fn rows_of(data: Data<'_>, cols: usize) -> Mat<'_> {
     Mat {
         data,
         row_stride: cols,
@@ -17,7 +17,7 @@ fn rows_of(data: Data<'_>, cols: usize) -> Mat<'_> {
     }
 }
 /// The transpose of a row-major `[rows, cols]` matrix as operand.
-fn transposed(data: Data<'_>, cols: usize) -> Mat<'_> {
+pub(super) fn transposed(data: Data<'_>, cols: usize) -> Mat<'_> {
     Mat {
         data,
         row_stride: 1,

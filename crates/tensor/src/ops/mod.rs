@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod grouped;
 mod linear;
 mod loss;
 mod norm;
@@ -13,10 +14,11 @@ mod shape;
 
 pub use attention::{AttentionConfig, KeyValue, RowSpan, attention, rope};
 pub use elementwise::{add, add_bias, clamp, gelu, mul, scale, sigmoid, silu, sub, swiglu};
+pub use grouped::known_grouped_linear;
 pub use linear::{grouped_linear, linear, linear_many};
 pub use loss::{cross_entropy, linear_cross_entropy};
-pub use norm::{log_softmax, normalize_rows, rms_norm, softmax};
-pub use rows::{column_mean, embedding, gather_rows, mean, scale_rows, scatter_add_rows, sum, take_last};
+pub use norm::{log_softmax, normalize_rows, rms_norm, row_norms, softmax};
+pub use rows::{column_mean, embedding, gather_rows, mean, mix_rows, scale_rows, scatter_add_rows, sum, take_last};
 pub use shape::{concat_rows, narrow_rows, reshape};
 
 /// Runs `$body` with `$T` bound to the element type of `$x`, f32 or f64.

@@ -114,3 +114,30 @@ pub fn normalize_rows(x: &Tensor) -> Result<Tensor> {
         Ok(vec![Some(dx)])
     }))
 }
+
+/// L2 norm of each row: `x [.., D]` gives `[rows]`. The norm has no gradient at a row of zeros; zero is used there.
+///
+/// # Errors
+/// If the dtype is not f32 or f64.
+pub fn row_norms(x: &Tensor) -> Result<Tensor> {
+    const OP: &str = "row_norms";
+    let d = x.last_dim();
+    let y: Tensor = real!(OP, x, T => {
+        let xs = x.get::<T>(OP)?;
+        let mut y = T::buffer(x.rows());
+        k::row_dots(xs, xs, d, &mut y);
+        for v in &mut y {
+            *v = v.sqrt();
+        }
+        Ok(Tensor::owned(y, &[x.rows()]))
+    })?;
+    let (kept_x, kept_y) = (x.detach(), y.detach());
+    Ok(y.recorded(&[x], move |dy, _| {
+        let factor: Tensor = real!(OP, dy, T => {
+            let pairs = dy.get::<T>(OP)?.iter().zip(kept_y.get::<T>(OP)?);
+            let factor = pairs.map(|(&d, &y)| if y > 0.0 { d / y } else { 0.0 }).collect();
+            Ok(Tensor::owned(factor, &dy.shape))
+        })?;
+        Ok(vec![Some(super::scale_rows(&kept_x, &factor)?)])
+    }))
+}

@@ -142,6 +142,68 @@ pub fn scale_rows(x: &Tensor, s: &Tensor) -> Result<Tensor> {
     }))
 }
 
+/// Every `step`th value, beginning with number `from`.
+fn column<T: Copy>(values: &[T], from: usize, step: usize) -> Vec<T> {
+    values.iter().skip(from).step_by(step).copied().collect()
+}
+
+/// Weighted sums of rows: `y[i] = Σ_j g[i,j] · z[ids[i,j]]` for `z [R, D]`, `g [N, E]` and E ids per row of `g`: `[N, D]`.
+/// The N·E rows never exist together, and the tape keeps `z` and `g` only.
+///
+/// # Errors
+/// If an id is not below R, or their number is not that of `g`.
+pub fn mix_rows(z: &Tensor, ids: &[usize], g: &Tensor) -> Result<Tensor> {
+    const OP: &str = "mix_rows";
+    let (total, d) = (z.rows(), z.last_dim());
+    let (n, per_row) = (g.rows(), g.last_dim());
+    check_ids(OP, ids, total)?;
+    if ids.len() != g.numel() {
+        return shape(OP, "one id per weight", (ids.len(), &g.shape));
+    }
+    let y: Tensor = real!(OP, z, T => {
+        let (zs, gs) = (z.get::<T>(OP)?, g.get::<T>(OP)?);
+        let (mut y, mut rows, mut scaled) = (T::buffer(n * d), T::buffer(n * d), T::buffer(n * d));
+        y.fill(T::default());
+        for j in 0..per_row {
+            k::gather_rows(zs, d, &column(ids, j, per_row), &mut rows);
+            k::scale_rows(&rows, d, &column(gs, j, per_row), &mut scaled);
+            k::add_assign(&mut y, &scaled);
+        }
+        Ok(Tensor::owned(y, &[n, d]))
+    })?;
+    let (kept_z, kept_g, ids) = (z.detach(), g.detach(), ids.to_vec());
+    Ok(y.recorded(&[z, g], move |dy, needs| {
+        real!(OP, dy, T => {
+            let (zs, gs, ds) = (kept_z.get::<T>(OP)?, kept_g.get::<T>(OP)?, dy.get::<T>(OP)?);
+            let mut rows = T::buffer(n * d);
+            let mut dots = T::buffer(n);
+            let mut dz = needs[0].then(|| T::buffer(total * d));
+            let mut dg = needs[1].then(|| T::buffer(n * per_row));
+            if let Some(dz) = &mut dz {
+                dz.fill(T::default());
+            }
+            for j in 0..per_row {
+                let ids = column(&ids, j, per_row);
+                if let Some(dz) = &mut dz {
+                    k::scale_rows(ds, d, &column(gs, j, per_row), &mut rows);
+                    k::scatter_add_rows(&rows, d, &ids, dz);
+                }
+                if let Some(dg) = &mut dg {
+                    k::gather_rows(zs, d, &ids, &mut rows);
+                    k::row_dots(&rows, ds, d, &mut dots);
+                    for (dg, &dot) in dg.iter_mut().skip(j).step_by(per_row).zip(&dots) {
+                        *dg = dot;
+                    }
+                }
+            }
+            Ok(vec![
+                dz.map(|v| Tensor::owned(v, &kept_z.shape)),
+                dg.map(|v| Tensor::owned(v, &kept_g.shape)),
+            ])
+        })
+    }))
+}
+
 /// `y[i,j] = x[i, ids[i,j]]` for `x [N, n]` and `k` ids per row: `[N, k]`.
 ///
 /// # Errors

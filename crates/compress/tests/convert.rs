@@ -1,0 +1,207 @@
+//! Conversions as a whole: the same function, the same bytes after a stop, and tables that belong elsewhere refused.
+
+use ounce_compress::{CompressError, ConvertJob, convert, estimate_conversion};
+use ounce_formats::SafetensorsFile;
+use ounce_model::{Batch, Model, ffn::mole};
+use ounce_tensor::{Compute, no_grad};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../lab/tests/fixtures/golden")
+        .join(name)
+}
+
+fn job(model: &Path, out: &Path, dtype: &str) -> ConvertJob {
+    ConvertJob {
+        model: model.into(),
+        to: "mole-lut".into(),
+        options: [("dtype".to_owned(), dtype.to_owned())].into(),
+        out: out.into(),
+        overwrite: false,
+        resume: false,
+        command_line: "ounce convert".into(),
+    }
+}
+
+fn run(job: &ConvertJob) -> Result<(), CompressError> {
+    convert(job, &mut |_, _| {}, &AtomicBool::new(false)).map(|_| ())
+}
+
+/// Logits of every token of the vocabulary, and of some again.
+fn logits(dir: &Path) -> Vec<f32> {
+    let model = Model::open(dir, false).unwrap();
+    let ids: Vec<u32> = (0..192).map(|i| (i * 37 + i / 128 * 5) % 128).collect();
+    let input = Batch {
+        ids: &ids,
+        batch: 3,
+        compute: Compute::F32,
+    };
+    no_grad(|| model.forward(input)).unwrap().to_f32()
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn the_table_computes_what_the_experts_compute() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = logits(&golden("mole"));
+    let scale = expected.iter().fold(0f32, |w, v| w.max(v.abs()));
+    let mut sums = Vec::new();
+    for (dtype, bytes, bound) in [("f32", 4, 1e-5), ("f16", 2, 2e-3)] {
+        let out = dir.path().join(dtype);
+        let job = job(&golden("mole"), &out, dtype);
+        let planned = estimate_conversion(&job).unwrap();
+        run(&job).unwrap();
+        assert!(worst(&logits(&out), &expected) < bound * scale, "{dtype}");
+        let file = SafetensorsFile::open(&out.join("model.safetensors")).unwrap();
+        let table = file.view(mole::TABLE).unwrap();
+        assert_eq!(
+            (table.shape, table.bytes.len()),
+            (&[128, 2 * 4 * 48][..], 128 * 384 * bytes)
+        );
+        let total: usize = file.header().tensors().iter().map(|t| t.range.len()).sum();
+        assert_eq!(planned.bytes_after, total as u64);
+        assert!(file.header().tensors().iter().all(|t| !t.name.contains("expert")));
+        let config: serde_json::Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["model_type"], "mole_lut");
+        sums.push(config[mole::RECORD].clone());
+    }
+    assert_eq!(sums[0]["built_from"], sums[1]["built_from"]);
+    assert_ne!(sums[0]["rows"], sums[1]["rows"]);
+}
+
+#[test]
+fn a_stopped_run_continues_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    run(&job(&golden("mole"), &whole, "f32")).unwrap();
+    for percent in [10, 30] {
+        let stop = AtomicBool::new(false);
+        let mut job = job(&golden("mole"), &cut, "f32");
+        let mut first = u64::MAX;
+        let stopped = convert(
+            &ConvertJob {
+                overwrite: true,
+                ..job.clone()
+            },
+            &mut |done, total| stop.store(done * 100 > total * percent, Ordering::Relaxed),
+            &stop,
+        );
+        assert!(matches!(stopped, Err(CompressError::Stopped(_))), "{stopped:?}");
+        // Another job must not continue it.
+        let other = ConvertJob {
+            options: [("dtype".to_owned(), "f16".to_owned())].into(),
+            resume: true,
+            overwrite: true,
+            ..job.clone()
+        };
+        assert!(
+            run(&other)
+                .unwrap_err()
+                .to_string()
+                .contains("was begun with other options")
+        );
+        job.resume = true;
+        job.overwrite = true;
+        let report = convert(&job, &mut |done, _| first = first.min(done), &AtomicBool::new(false)).unwrap();
+        assert!(
+            first * 100 > report.bytes_after * percent,
+            "what was finished is not written again"
+        );
+        for file in ["model.safetensors", "config.json"] {
+            assert!(
+                fs::read(whole.join(file)).unwrap() == fs::read(cut.join(file)).unwrap(),
+                "{file}"
+            );
+        }
+    }
+}
+
+/// Writes `value` over the first f32 of row `row` of a tensor.
+fn poke(dir: &Path, tensor: &str, row: usize, value: f32) {
+    let path = dir.join("model.safetensors");
+    let region = SafetensorsFile::open(&path).unwrap().region(tensor).unwrap();
+    let at = region.range.start + row * region.range.len() / region.shape[0];
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_stale_or_foreign_table_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lut, stale, other, theirs) = (
+        dir.path().join("lut"),
+        dir.path().join("stale"),
+        dir.path().join("other"),
+        dir.path().join("theirs"),
+    );
+    run(&job(&golden("mole"), &lut, "f32")).unwrap();
+    assert!(Model::open(&lut, false).is_ok());
+
+    // The embedding was trained on, one value of it.
+    copy(&lut, &stale);
+    poke(&stale, mole::EMBEDDING, 77, 0.5);
+    let error = Model::open(&stale, false).err().unwrap();
+    assert!(
+        error.to_string().contains("is not the one the table was built from"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("mole-lut"));
+
+    // The table of a model that differs in one expert, under this model's configuration.
+    copy(&golden("mole"), &other);
+    poke(&other, "model.layers.1.experts.2.down_proj.weight", 0, 0.5);
+    run(&job(&other, &theirs, "f32")).unwrap();
+    assert!(Model::open(&theirs, false).is_ok());
+    fs::copy(lut.join("config.json"), theirs.join("config.json")).unwrap();
+    let error = Model::open(&theirs, false).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("is not the table that was built for this model"),
+        "{error}"
+    );
+
+    // A table for a smaller vocabulary does not even have the shape.
+    let text = fs::read_to_string(stale.join("config.json")).unwrap();
+    fs::write(
+        stale.join("config.json"),
+        text.replace("\"num_experts\": 4", "\"num_experts\": 3"),
+    )
+    .unwrap();
+    let error = Model::open(&stale, false).err().unwrap();
+    assert!(error.to_string().contains("has shape"), "{error}");
+}
+
+#[test]
+fn values_beyond_f16_are_refused_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    copy(&golden("mole"), &model);
+    poke(&model, "model.layers.1.experts.2.down_proj.weight", 0, 1e9);
+    let error = run(&job(&model, &out, "f16")).unwrap_err();
+    assert!(error.to_string().starts_with("table row of token "), "{error}");
+    assert_eq!(error.hint().unwrap(), "build it with --dtype f32");
+    assert!(!out.exists());
+    run(&ConvertJob {
+        overwrite: true,
+        ..job(&model, &out, "f32")
+    })
+    .unwrap();
+}
