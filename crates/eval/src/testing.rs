@@ -13,6 +13,8 @@ pub(crate) fn tiny(vocab: usize, max_positions: usize) -> Model {
         intermediate_size: 24,
         experts: None,
         experts_per_token: None,
+        moh: None,
+        dga: None,
         balance: 0.0,
         tied: false,
         max_positions,

@@ -5,18 +5,18 @@ use crate::error::Result;
 use serde_json::{Map, Value};
 
 /// The keys of one configuration.
-pub(super) struct Keys<'a> {
-    pub(super) file: &'a str,
-    pub(super) map: &'a Map<String, Value>,
+pub(crate) struct Keys<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) map: &'a Map<String, Value>,
 }
 
 impl<'a> Keys<'a> {
     /// The value of `key`; absent and `null` are the same.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    pub(super) fn bad<T>(&self, key: &str, rule: impl Into<String>) -> Result<T> {
+    pub(crate) fn bad<T>(&self, key: &str, rule: impl Into<String>) -> Result<T> {
         refuse(
             self.file,
             key,
@@ -26,7 +26,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A whole number in `range`, if present.
-    pub(super) fn count(&self, key: &str, range: std::ops::RangeInclusive<usize>) -> Result<Option<usize>> {
+    pub(crate) fn count(&self, key: &str, range: std::ops::RangeInclusive<usize>) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().map(|v| v as usize) {
             Some(v) if range.contains(&v) => Ok(Some(v)),
@@ -42,7 +42,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A whole number from 1 that must be there.
-    pub(super) fn size(&self, key: &str) -> Result<usize> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize> {
         // 2^31: larger sizes overflow the products below and exist in no model.
         match self.count(key, 1..=1 << 31)? {
             Some(v) => Ok(v),
@@ -50,7 +50,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
             Some(Value::Bool(b)) => Ok(*b),
@@ -59,7 +59,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number, if present.
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None => Ok(None),
             Some(v) => match v.as_f64().filter(|x| x.is_finite()) {
@@ -70,7 +70,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number above 0, or the default.
-    pub(super) fn positive(&self, key: &str, default: f64) -> Result<f64> {
+    pub(crate) fn positive(&self, key: &str, default: f64) -> Result<f64> {
         match self.number(key)? {
             None => Ok(default),
             Some(x) if x > 0.0 => Ok(x),
@@ -78,7 +78,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(s)) => Ok(Some(s)),
@@ -86,7 +86,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+    pub(crate) fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let list = value
             .as_array()
@@ -97,8 +97,26 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// The object under `key`, whose keys must all be `known`; its errors name `key.inner`.
+    pub(crate) fn object(&self, key: &str, known: &[&str]) -> Result<Option<&'a Map<String, Value>>> {
+        let map = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Object(map)) => map,
+            Some(other) => return self.bad(key, format!("must be an object, is {other}")),
+        };
+        match map.keys().find(|k| !known.contains(&k.as_str())) {
+            None => Ok(Some(map)),
+            Some(unknown) => refuse(
+                self.file,
+                &format!("{key}.{unknown}"),
+                "is unknown; it might change what the model computes",
+                format!("known: {}", known.join(", ")),
+            ),
+        }
+    }
+
     /// One id or a list of ids.
-    pub(super) fn ids(&self, key: &str) -> Result<Vec<u32>> {
+    pub(crate) fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let one = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
         match self.get(key) {
             None => Ok(Vec::new()),

@@ -3,7 +3,7 @@
 use super::ModelConfig;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 fn default_theta() -> f64 {
     10000.0
@@ -39,6 +39,12 @@ pub struct ModelShape {
     /// Experts per token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts_per_token: Option<usize>,
+    /// Mixture of heads: the keys of `moh` in a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moh: Option<Map<String, Value>>,
+    /// Dynamic group attention: the keys of `dga` in a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dga: Option<Map<String, Value>>,
     /// Coefficient of the balance loss.
     #[serde(default)]
     pub balance: f64,
@@ -84,6 +90,11 @@ impl ModelShape {
             map.insert("num_local_experts".into(), experts.into());
             map.insert("num_experts_per_tok".into(), self.experts_per_token.unwrap_or(2).into());
             map.insert("router_aux_loss_coef".into(), self.balance.into());
+        }
+        for (key, method) in [("moh", &self.moh), ("dga", &self.dga)] {
+            if let Some(method) = method {
+                config[key] = Value::Object(method.clone());
+            }
         }
         config
     }
