@@ -11,7 +11,7 @@ use crate::{
 use ounce_data::{Batch, DataDir, Sampler};
 use ounce_formats::{Checkpoint, fsx};
 use ounce_model::{
-    Model, ModelConfig, Tokenizer,
+    Model, ModelConfig, Tokenizer, attention,
     weights::{CheckpointWeights, FreshWeights},
 };
 use ounce_tensor::{Compute, Gradients, Tensor};
@@ -378,7 +378,10 @@ fn open_model(job: &TrainJob, corpus: &Corpus) -> Result<(Model, Value)> {
     let recipe = &job.recipe;
     if let Some(init) = &recipe.init {
         let checkpoint = Arc::new(Checkpoint::open(&job.data.expand(init)?)?);
-        let json = checkpoint.config().clone();
+        let json = match &recipe.attention {
+            None => checkpoint.config().clone(),
+            Some(spec) => attention::overridden(checkpoint.config(), spec)?,
+        };
         let file = checkpoint.path().join("config.json").display().to_string();
         let config = ModelConfig::parse(&file, &json)?;
         return Ok((Model::new(config, &mut CheckpointWeights::new(checkpoint, true))?, json));

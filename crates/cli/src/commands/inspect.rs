@@ -6,12 +6,17 @@ use crate::{
     output,
 };
 use ounce_lab::{
-    inspect::inspect,
+    inspect::{InspectOptions, inspect},
     report::{Cell, Column, Table, format_bytes, format_count},
 };
 
 pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
-    let found = inspect(&args.model, args.scan, &mut |_, _| {})?;
+    let options = InspectOptions {
+        scan: args.scan,
+        attention: args.attention.clone(),
+        context: args.context,
+    };
+    let found = inspect(&args.model, &options, &mut |_, _| {})?;
     let broken = found.scan.as_ref().is_some_and(|s| !s.broken.is_empty());
     if global.json {
         output::json(&found)?;
@@ -67,6 +72,14 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
                 format_count(found.attention_flops_per_position)
             ),
         )?;
+        if let Some(a) = &found.attention {
+            row("attention method", format!("{}: {}", a.method, a.settings))?;
+            let figure = |x: f64| format_count(x.round() as u64);
+            for cost in &a.costs {
+                let change = format!("{} where full attention has {}", figure(cost.method), figure(cost.full));
+                row(&format!("  {}", cost.what), format!("{change} ({})", cost.formula))?;
+            }
+        }
         if let Some(scan) = &found.scan {
             row(
                 "values that are not finite",
