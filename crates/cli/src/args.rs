@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Train(Train),
     /// Merge or prune the experts of a mixture-of-experts checkpoint
     Merge(Merge),
+    /// Write another form of a checkpoint
+    Convert(Convert),
     /// Measure the quality of a model: perplexity, bits per byte, multiple choice
     Eval(Eval),
     /// Write the logits of given ids
@@ -185,6 +187,47 @@ pub(crate) struct Merge {
     /// Continue a run that was killed
     #[arg(long)]
     pub(crate) resume: bool,
+}
+
+/// `ounce convert`.
+#[derive(Debug, Args)]
+#[command(after_help = conversions())]
+pub(crate) struct Convert {
+    /// Checkpoint folder
+    pub(crate) model: PathBuf,
+    /// The form to write
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to: String,
+    /// Output folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Element type of what is made: f32 or f16
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<String>,
+    /// Any option of the conversion, see below
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Say what it will write, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace an existing output folder
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Continue a run that was killed
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// The list of conversions, for the help.
+fn conversions() -> String {
+    let mut text = String::from("Forms:");
+    for conversion in ounce_compress::CONVERSIONS {
+        text += &format!("\n  {}: {}", conversion.name, conversion.about);
+        for (key, meaning) in conversion.options {
+            text += &format!("\n      --set {key}=…  {meaning}");
+        }
+    }
+    text
 }
 
 /// `ounce eval`.

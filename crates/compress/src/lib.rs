@@ -1,11 +1,12 @@
-//! Compression of trained models: fewer experts for the same router.
+//! Compression of trained models: fewer experts for the same router, and other forms of the same function.
 //!
 //! This crate owns the decisions of expert merging (HC-SMoE) and of its pruning baselines: which experts are alike
 //! ([`geometry`], [`cluster`], [`grouping`]), how many each layer keeps ([`budget`]), how a group becomes one expert
 //! ([`merge_rule`], [`align`]), which experts a pruning score keeps ([`prune`]) and how a user asks for all that
 //! ([`recipe`]). The decisions exist apart from the pass over a checkpoint so that every one of them is a pure function
 //! of small arrays, checked to the last label without a model. The pass itself ([`statistics`], [`hc_smoe`], [`merge`])
-//! streams: weights stay file-backed. It must not know training or serving.
+//! streams: weights stay file-backed. [`convert`] rewrites a checkpoint in another form by the same rules of streaming and
+//! resuming. It must not know training or serving.
 
 pub mod align;
 pub mod budget;
@@ -18,12 +19,14 @@ pub mod recipe;
 pub mod statistics;
 
 mod calibrate;
+pub mod convert;
 mod error;
 pub mod hc_smoe;
 mod merge;
 mod output;
 
 pub use calibrate::CalibrationIds;
+pub use convert::{CONVERSIONS, ConvertJob, ConvertReport, convert, estimate_conversion};
 pub use error::{CompressError, LayerError};
 pub use merge::{LayerReport, MergeEstimate, MergeEvent, MergeJob, MergeReport, estimate, merge, scores};
 pub use recipe::{MergeRecipe, RecipeError};

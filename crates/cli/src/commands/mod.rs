@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod convert;
 mod data;
 mod demo;
 mod doctor;
@@ -27,6 +28,7 @@ pub(crate) fn run(cli: &Cli) -> Outcome {
         Command::Generate(args) => generate::run(args, global),
         Command::Train(args) => train::run(args, global),
         Command::Merge(args) => merge::run(args, global),
+        Command::Convert(args) => convert::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Logits(args) => logits::run(args, global),
         Command::Verify(args) => verify::run(args, global),

@@ -9,6 +9,7 @@ const COMMANDS: &[&[&str]] = &[
     &["generate"],
     &["train"],
     &["merge"],
+    &["convert"],
     &["eval"],
     &["logits"],
     &["verify"],
