@@ -23,6 +23,7 @@ pub mod convert;
 mod error;
 pub mod hc_smoe;
 mod merge;
+mod moh;
 mod output;
 
 pub use calibrate::CalibrationIds;

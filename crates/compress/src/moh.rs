@@ -27,8 +27,14 @@ pub(crate) const CONVERSION: Conversion = Conversion {
     options: &[
         ("router", "query_norm (default, no weights) or two_stage (learned)"),
         ("shared_heads", "heads that are always on; half of all by default"),
-        ("active_routed_heads", "routed heads per token; half of the routed ones by default"),
-        ("std", "standard deviation of the fresh routers of two_stage, 0.02 by default"),
+        (
+            "active_routed_heads",
+            "routed heads per token; half of the routed ones by default",
+        ),
+        (
+            "std",
+            "standard deviation of the fresh routers of two_stage, 0.02 by default",
+        ),
         ("seed", "seed of the fresh routers, 0 by default"),
     ],
     plan,
@@ -80,7 +86,11 @@ fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, Compres
     let (seed, std) = (number(options, "seed", 0u64)?, number(options, "std", 0.02f64)?);
     if !(std.is_finite() && std >= 0.0) {
         let rule = format!("must not be negative, is {std}");
-        return Err(CompressError::input("option \"std\"", rule, "0.02 is the published value"));
+        return Err(CompressError::input(
+            "option \"std\"",
+            rule,
+            "0.02 is the published value",
+        ));
     }
     let dtype = checkpoint
         .info("model.embed_tokens.weight")
