@@ -304,3 +304,67 @@ proptest! {
         prop_assert!(worst(&skipping, &dense(&mut model, &input, 1)) <= 1e-4);
     }
 }
+
+#[test]
+fn a_batch_is_its_rows() {
+    let (a, b): (Vec<u32>, Vec<u32>) = (ids(30), ids(30).into_iter().rev().collect());
+    for (router, shared, k) in SPLITS {
+        let model = fresh(&moh(8, 4, router, shared, k));
+        let both = forward(&model, &[&a[..], &b].concat(), 2);
+        assert!(
+            worst(&both[..30 * 40], &forward(&model, &a, 1)) < 1e-4,
+            "{router} {shared}+{k}"
+        );
+        assert!(
+            worst(&both[30 * 40..], &forward(&model, &b, 1)) < 1e-4,
+            "{router} {shared}+{k}"
+        );
+    }
+}
+
+/// The same weights with routed heads in another order: head i of the result is head `order[i]`.
+struct Reordered {
+    fresh: FreshWeights,
+    order: [usize; 8],
+    shared: usize,
+}
+
+impl Weights for Reordered {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> ounce_model::Result<Tensor> {
+        let tensor = self.fresh.tensor(name, shape)?;
+        let [rows, cols] = *shape else { return Ok(tensor) };
+        let v = tensor.to_f32();
+        let row = |r: usize| v[r * cols..(r + 1) * cols].to_vec();
+        let order = self.order;
+        let values: Vec<f32> = match name.rsplit('.').nth(1) {
+            Some("q_proj" | "k_proj" | "v_proj") => (0..rows).flat_map(|r| row(order[r / 8] * 8 + r % 8)).collect(),
+            Some("o_proj") => (0..rows * cols)
+                .map(|i| v[i / cols * cols + order[i % cols / 8] * 8 + i % 8])
+                .collect(),
+            Some("wg") => (0..rows)
+                .flat_map(|r| row(order[self.shared + r] - self.shared))
+                .collect(),
+            _ => return Ok(tensor),
+        };
+        Ok(Tensor::new(values, shape)?)
+    }
+}
+
+#[test]
+fn the_order_of_routed_heads_does_not_matter() {
+    let input = ids(30);
+    for (router, shared) in [("two_stage", 3), ("query_norm", 3)] {
+        let config = moh(8, 8, router, shared, 2);
+        let reordered = Reordered {
+            fresh: FreshWeights { seed: 7, std: 0.3 },
+            order: [0, 1, 2, 6, 3, 7, 5, 4],
+            shared,
+        };
+        let other = {
+            let mut weights = reordered;
+            Model::new(ModelConfig::parse("test", &config).unwrap(), &mut weights).unwrap()
+        };
+        let difference = worst(&forward(&fresh(&config), &input, 1), &forward(&other, &input, 1));
+        assert!(difference < 1e-4, "{router}: {difference}");
+    }
+}

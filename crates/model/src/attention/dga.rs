@@ -39,12 +39,16 @@
 //! - `group_bias`: one aggregated pair stands for m but has one exponential. `entropy` adds H(w), the first-order
 //!   correction that is exact for the weighting query if Hk = H; `logm` adds ln m; `none` (default) is the paper.
 //! - `sink`: the first tokens are always focal. `layers`: which layers; the others are exact.
+//! - Whole prompts in f32 use the vector kernel (`fast.rs`), tested against the plain loops of `grouped.rs`; gradients are
+//!   plain loops.
 //! - Padding never is focal, never enters a group, and yields zeros. Counts follow each row's own length.
 //! - Selection passes no gradient; the weights w do.
 //! - The cache holds f32 values whatever the weights are.
+//! - Averaging keys before their rotation and rotating once is not offered.
 
 mod cache;
 mod config;
+mod fast;
 mod grouped;
 mod layout;
 #[cfg(test)]

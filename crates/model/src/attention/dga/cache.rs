@@ -1,11 +1,12 @@
 //! What a layer keeps: focal tokens and groups for good, then a buffer of recent tokens that is compressed when full.
 
 use super::{
-    DgaConfig, Selection, Shape,
-    grouped::{Head, collect, heads, outputs},
+    DgaConfig, Selection, Shape, fast,
+    grouped::{Head, collect, heads},
     layout::{add_scaled, aggregate, bias, dot, softmax, split_block},
 };
 use crate::{error::Result, layer_cache::LayerCache};
+use ounce_kernels::{AttentionRows, AttentionShape, Compute, Data, Heads};
 use ounce_tensor::{Tensor, TensorError, ops::RowSpan};
 use std::{any::Any, sync::Mutex};
 
@@ -75,7 +76,7 @@ impl DgaCache {
         };
         let out = if self.seen == 0 {
             let heads: Vec<Head<f32>> = heads(q, k, v, shape, spans, &self.config)?;
-            let out = outputs(&heads, shape, spans);
+            let out = fast::outputs(&heads, shape, spans, self.config.blocks());
             for (n, (row, head)) in self.rows.iter_mut().zip(heads).enumerate() {
                 let offset = spans[n / shape.kv_heads].q_start + shape.real(spans, n / shape.kv_heads).start;
                 row.fill(head, self.hd, offset, shape.scale as f32, &self.config);
@@ -99,14 +100,16 @@ impl DgaCache {
             let Ok(mut row) = rows[n].lock() else { return out };
             for t in shape.real(spans, b) {
                 let kv = ((b * shape.len + t) * hk + g) * hd;
-                let queries: Vec<&[f32]> = (0..rep)
-                    .map(|a| &q[((b * shape.len + t) * shape.heads + g * rep + a) * hd..][..hd])
-                    .collect();
+                let heads = &q[((b * shape.len + t) * shape.heads + g * rep) * hd..][..rep * hd];
                 row.push(&k[kv..kv + hd], &v[kv..kv + hd], 0.0, spans[b].q_start + t);
                 row.tokens += 1;
-                for (query, out) in queries.iter().zip(out[t * rep * hd..].chunks_exact_mut(hd)) {
-                    row.attend(query, shape.scale as f32, out);
-                }
+                row.attend(
+                    heads,
+                    hd,
+                    shape.scale as f32,
+                    &mut out[t * rep * hd..(t + 1) * rep * hd],
+                );
+                let queries: Vec<&[f32]> = heads.chunks_exact(hd).collect();
                 row.compress(&queries, shape.scale as f32, config);
             }
             out
@@ -155,13 +158,42 @@ impl Row {
         }
     }
 
-    fn attend(&self, query: &[f32], scale: f32, out: &mut [f32]) {
-        let hd = query.len();
-        let scores = self.keys.chunks_exact(hd).zip(&self.bias);
-        let mut p: Vec<f32> = scores.map(|(k, &bias)| dot(query, k) * scale + bias).collect();
-        softmax(&mut p);
-        for (&p, value) in p.iter().zip(self.values.chunks_exact(hd)) {
-            add_scaled(out, p, value);
+    /// Attends from queries `[rep, hd]` to all entries: `[rep, hd]`.
+    fn attend(&self, queries: &[f32], hd: usize, scale: f32, out: &mut [f32]) {
+        if self.bias.iter().all(|&b| b == 0.0) {
+            // Without a bias this is ordinary attention over fewer keys: the vector kernel does it.
+            let shape = AttentionShape {
+                batch: 1,
+                q_len: 1,
+                q_heads: queries.len() / hd,
+                kv_heads: 1,
+                head_dim: hd,
+                window: None,
+                causal: false,
+                scale: f64::from(scale),
+            };
+            let rows = AttentionRows {
+                q_start: &[0],
+                kv_begin: &[0],
+                kv_len: &[self.last.len()],
+                positions: None,
+            };
+            let side = |data| Heads {
+                data: Data::F32(data),
+                batch_stride: 0,
+                token_stride: hd,
+                head_stride: 0,
+            };
+            let (keys, values) = (side(&self.keys), side(&self.values));
+            return ounce_kernels::attention(&shape, &rows, queries, keys, values, out, None, Compute::F32);
+        }
+        for (query, out) in queries.chunks_exact(hd).zip(out.chunks_exact_mut(hd)) {
+            let scores = self.keys.chunks_exact(hd).zip(&self.bias);
+            let mut p: Vec<f32> = scores.map(|(k, &bias)| dot(query, k) * scale + bias).collect();
+            softmax(&mut p);
+            for (&p, value) in p.iter().zip(self.values.chunks_exact(hd)) {
+                add_scaled(out, p, value);
+            }
         }
     }
 

@@ -88,6 +88,11 @@ impl DgaConfig {
         n.max(self.sink).min(len)
     }
 
+    /// Length of the blocks, under block selection.
+    pub(super) fn blocks(&self) -> Option<usize> {
+        self.m_prime.filter(|_| self.selection == Selection::CausalBlock)
+    }
+
     /// Focal tokens and groups of a block of `block` tokens.
     pub fn block_split(&self, block: usize) -> (usize, usize) {
         let focal = (self.focal_ratio * block as f64).ceil() as usize;

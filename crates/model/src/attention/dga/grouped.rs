@@ -1,7 +1,7 @@
 //! Attention over single tokens and groups, forward and backward, in plain loops that also run in f64.
 
 use super::{
-    DgaConfig, Layout,
+    DgaConfig, Layout, fast,
     layout::{Pair, Rows, add_scaled, aggregate, bias, decide, dot, softmax},
 };
 use crate::error::Result;
@@ -95,7 +95,7 @@ impl<T: Float> Head<T> {
         self.pairs.iter().map(|p| p.entropy).collect()
     }
 
-    fn query(&self, a: usize, t: usize) -> &[T] {
+    pub(super) fn query(&self, a: usize, t: usize) -> &[T] {
         &self.q[(a * self.layout.len + t) * self.hd..][..self.hd]
     }
 
@@ -241,10 +241,12 @@ pub(super) fn attention_with(
 ) -> Result<Tensor> {
     if q.dtype() == DType::F64 {
         let heads = heads_with::<f64>(q, k, v, shape, spans, dga, layouts)?;
-        return recorded(q, k, v, heads, shape, spans, dga);
+        let out = outputs(&heads, shape, spans);
+        return recorded(q, k, v, out, heads, shape, spans, dga);
     }
     let heads = heads_with::<f32>(q, k, v, shape, spans, dga, layouts)?;
-    recorded(q, k, v, heads, shape, spans, dga)
+    let out = fast::outputs(&heads, shape, spans, dga.blocks());
+    recorded(q, k, v, out, heads, shape, spans, dga)
 }
 
 /// All rows and key heads `[B·Hk]`: their layouts and aggregated pairs.
@@ -262,7 +264,7 @@ pub fn heads<T: Float + Element>(
     heads_with(q, k, v, shape, spans, dga, &[])
 }
 
-fn heads_with<T: Float + Element>(
+pub(super) fn heads_with<T: Float + Element>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -291,7 +293,7 @@ fn heads_with<T: Float + Element>(
     Ok(made)
 }
 
-/// Outputs `[B,T,H,hd]` of prepared heads.
+/// Outputs `[B,T,H,hd]` of prepared heads, key by key: the reference, and the form for f64.
 pub(super) fn outputs<T: Float>(heads: &[Head<T>], shape: &Shape, spans: &[RowSpan]) -> Vec<T> {
     /// Tokens per task.
     const TOKENS: usize = 16;
@@ -331,12 +333,13 @@ fn recorded<T: Float + Element>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
+    out: Vec<T>,
     heads: Vec<Head<T>>,
     shape: &Shape,
     spans: &[RowSpan],
     dga: &DgaConfig,
 ) -> Result<Tensor> {
-    let out = Tensor::new(outputs(&heads, shape, spans), q.shape())?;
+    let out = Tensor::new(out, q.shape())?;
     let (shape, spans, dga): (Shape, Arc<[RowSpan]>, DgaConfig) = (*shape, spans.into(), dga.clone());
     Ok(out.recorded(&[q, k, v], move |dy, _| {
         let dout = dy.values::<T>().ok_or_else(|| dtype(&dy))?;

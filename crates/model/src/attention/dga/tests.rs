@@ -179,6 +179,21 @@ proptest! {
     }
 
     #[test]
+    fn the_kernel_equals_the_plain_loops(len in 1usize..90, m in 1usize..9, gamma in 0.0f64..1.0, block: bool,
+        bias in 0usize..3, group in 0usize..3, left in 0usize..5, right in 0usize..5, seed in 0u64..1000) {
+        let (heads_q, kv_heads) = [(4, 4), (4, 2), (3, 1)][group];
+        let s = shape(1, len + left + right, heads_q, kv_heads);
+        let mut dga = config(m, gamma, BOTH[usize::from(block)]);
+        dga.group_bias = [GroupBias::None, GroupBias::LogM, GroupBias::Entropy][bias];
+        let [q, k, v] = &qkv(&s, seed);
+        let span = [RowSpan { q_start: 0, kv_begin: left, kv_len: left + len }];
+        let made = heads::<f32>(q, k, v, &s, &span, &dga).unwrap();
+        let plain = super::grouped::outputs(&made, &s, &span);
+        let fast = super::fast::outputs(&made, &s, &span, dga.blocks());
+        prop_assert!(worst(&fast, &plain) < 5e-6, "{}", worst(&fast, &plain));
+    }
+
+    #[test]
     fn causal_block_never_looks_ahead(len in 2usize..60, m in 1usize..7, gamma in 0.0f64..0.9, at in 0usize..60,
         entropy: bool, seed in 0u64..1000) {
         let at = at % len;
@@ -211,10 +226,10 @@ proptest! {
 
     #[test]
     fn decoding_with_causal_blocks_equals_the_whole_at_once(len in 2usize..50, m in 1usize..7, gamma in 0.0f64..0.9,
-        prompt in 1usize..50, chunk in 1usize..5, sink in 0usize..2, seed in 0u64..1000) {
+        prompt in 1usize..50, chunk in 1usize..5, sink in 0usize..2, biased: bool, seed in 0u64..1000) {
         let s = shape(1, len, 4, 2);
         let mut dga = config(m, gamma, Selection::CausalBlock);
-        dga.group_bias = GroupBias::Entropy;
+        dga.group_bias = if biased { GroupBias::Entropy } else { GroupBias::None };
         dga.sink = sink.min(dga.m_prime.map_or(0, |b| dga.block_split(b).0));
         let inputs = qkv(&s, seed);
         let whole = grouped(&inputs, &s, &dga);
