@@ -45,12 +45,12 @@ impl MixedCache {
         let mut count = 0;
         let layers = own
             .into_iter()
-            .map(|own| match own {
-                Some(own) => Layer::Own(own),
-                None => {
-                    count += 1;
-                    Layer::Plain(count - 1)
+            .map(|own| {
+                if let Some(own) = own {
+                    return Layer::Own(own);
                 }
+                count += 1;
+                Layer::Plain(count - 1)
             })
             .collect();
         Self {

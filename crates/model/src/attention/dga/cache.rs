@@ -77,7 +77,7 @@ impl DgaCache {
         let out = if self.seen == 0 {
             let heads: Vec<Head<f32>> = heads(q, k, v, shape, spans, &self.config)?;
             let out = fast::outputs(&heads, shape, spans, self.config.blocks());
-            for (n, (row, head)) in self.rows.iter_mut().zip(heads).enumerate() {
+            for (n, (row, head)) in self.rows.iter_mut().zip(&heads).enumerate() {
                 let offset = spans[n / shape.kv_heads].q_start + shape.real(spans, n / shape.kv_heads).start;
                 row.fill(head, self.hd, offset, shape.scale as f32, &self.config);
             }
@@ -134,7 +134,7 @@ impl Row {
     }
 
     /// Takes over a prompt; `offset` is the position of its first real token.
-    fn fill(&mut self, head: Head<f32>, hd: usize, offset: usize, scale: f32, config: &DgaConfig) {
+    fn fill(&mut self, head: &Head<f32>, hd: usize, offset: usize, scale: f32, config: &DgaConfig) {
         let len = head.layout.len;
         let groups = head.layout.groups.iter().enumerate();
         let groups: Vec<(usize, usize)> = groups.map(|(j, g)| (len + j, g.members[g.members.len() - 1])).collect();

@@ -42,24 +42,21 @@ impl Order {
             .map(|i| settled.partition_point(|&(from, _)| from <= i))
             .collect();
         let (mut open, mut open_tokens) = (Vec::with_capacity(len), Vec::new());
-        match blocks {
-            Some(block) => {
-                open_tokens.extend(0..len);
-                open.extend((0..len).map(|i| i / block * block..i + 1));
+        if let Some(block) = blocks {
+            open_tokens.extend(0..len);
+            open.extend((0..len).map(|i| i / block * block..i + 1));
+        } else {
+            // Members of all groups in order; groups are finished one after the other.
+            let mut starts = Vec::with_capacity(layout.groups.len());
+            for group in &layout.groups {
+                starts.push(open_tokens.len());
+                open_tokens.extend(&group.members);
             }
-            None => {
-                // Members of all groups in order; groups are finished one after the other.
-                let mut starts = Vec::with_capacity(layout.groups.len());
-                for group in &layout.groups {
-                    starts.push(open_tokens.len());
-                    open_tokens.extend(&group.members);
-                }
-                for i in 0..len {
-                    let to = open_tokens.partition_point(|&t| t <= i);
-                    let finished = layout.groups.partition_point(|g| g.close <= i);
-                    let from = starts.get(finished).copied().unwrap_or(to);
-                    open.push(from.min(to)..to);
-                }
+            for i in 0..len {
+                let to = open_tokens.partition_point(|&t| t <= i);
+                let finished = layout.groups.partition_point(|g| g.close <= i);
+                let from = starts.get(finished).copied().unwrap_or(to);
+                open.push(from.min(to)..to);
             }
         }
         Self {
