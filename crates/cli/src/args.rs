@@ -79,7 +79,7 @@ pub(crate) struct Inspect {
     #[arg(long)]
     pub(crate) scan: bool,
     /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
-    #[arg(long, value_name = "METHOD[:KEY=VALUE,…]")]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) attention: Option<String>,
     /// Tokens in the context for which the attention method's costs are given; else the longest sequence
     #[arg(long, value_name = "N")]
@@ -127,7 +127,7 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
-    #[arg(long, value_name = "METHOD[:KEY=VALUE,…]")]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) attention: Option<String>,
 }
 
@@ -253,7 +253,7 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
-    #[arg(long, value_name = "METHOD[:KEY=VALUE,…]")]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) attention: Option<String>,
 }
 
@@ -269,7 +269,7 @@ pub(crate) struct Logits {
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
-    #[arg(long, value_name = "METHOD[:KEY=VALUE,…]")]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) attention: Option<String>,
 }
 

@@ -116,7 +116,8 @@ fn the_cache_is_smaller_and_rolls_back_as_a_whole_or_not_at_all() {
     cache.truncate(190).unwrap();
     assert_eq!(cache.len(), 190);
     next(&model, &input[190..191], &mut *cache);
-    assert_eq!(next(&model, &input[191..192], &mut *cache), once);
+    // Token 190 came with its neighbours before, and alone now: the same up to rounding.
+    assert!(worst(&next(&model, &input[191..192], &mut *cache), &once) < 1e-4);
     assert_eq!(
         next(&model, &input[191..192], &mut *copy),
         once,

@@ -80,8 +80,8 @@ pub(super) fn run(f: &Function<'_>, checks: &mut Checks) -> Result<(), VerifyErr
     let score: Vec<f32> = made.iter().flat_map(|h| &h.score).map(|&s| s as f32).collect();
     checks.close("score", worst(&score, &floats(&f.expected, "score")?), VALUES);
     if f.expected.contains("group_k") {
-        let keys: Vec<f32> = made.iter().flat_map(|h| h.group_keys()).copied().collect();
-        let values: Vec<f32> = made.iter().flat_map(|h| h.group_values()).copied().collect();
+        let keys: Vec<f32> = made.iter().flat_map(Head::group_keys).copied().collect();
+        let values: Vec<f32> = made.iter().flat_map(Head::group_values).copied().collect();
         let entropy: Vec<f32> = made.iter().flat_map(Head::group_entropy).collect();
         for (name, ours) in [("group_k", keys), ("group_v", values), ("group_entropy", entropy)] {
             checks.close(name, worst(&ours, &floats(&f.expected, name)?), VALUES);
