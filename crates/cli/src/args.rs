@@ -78,6 +78,12 @@ pub(crate) struct Inspect {
     /// Look for NaN and infinity in every tensor
     #[arg(long)]
     pub(crate) scan: bool,
+    /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) attention: Option<String>,
+    /// Tokens in the context for which the attention method's costs are given; else the longest sequence
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
 }
 
 /// `ounce generate`.
@@ -120,6 +126,9 @@ pub(crate) struct Generate {
     /// Do not stop at the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) attention: Option<String>,
 }
 
 /// `ounce train`.
@@ -243,6 +252,9 @@ pub(crate) struct Eval {
     /// The data folder; else the environment variable OUNCE_DATA
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) attention: Option<String>,
 }
 
 /// `ounce logits`.
@@ -256,6 +268,9 @@ pub(crate) struct Logits {
     /// Safetensors file to write: `logits` [B, T, V], f32
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) attention: Option<String>,
 }
 
 /// `ounce verify`.

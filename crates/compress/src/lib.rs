@@ -25,6 +25,7 @@ mod error;
 pub mod hc_smoe;
 mod hidden;
 mod merge;
+mod moh;
 mod mole_lut;
 mod output;
 mod pass;

@@ -28,6 +28,10 @@ pub const CONFIG: &str = "config.json";
 pub const SINGLE: &str = "model.safetensors";
 /// The index's file name when there are shards.
 pub const INDEX: &str = "model.safetensors.index.json";
+/// The pickled weights' file name when there is one file; read only where there are no safetensors.
+pub const TORCH_SINGLE: &str = "pytorch_model.bin";
+/// The index's file name when pickled weights are in shards.
+pub const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// An opened Hugging Face folder: the configuration as it stands, and every tensor of every shard.
 #[derive(Debug)]
@@ -65,7 +69,7 @@ impl Checkpoint {
         let (single, index) = (path.join(SINGLE), path.join(INDEX));
         let shards = match (single.exists(), index.exists()) {
             (true, false) => vec![SafetensorsFile::open(&single)?],
-            (false, true) => open_shards(path, &index)?,
+            (false, true) => open_shards(path, &index, SafetensorsFile::open)?,
             (true, true) => {
                 let rule = format!("holds both {SINGLE} and {INDEX}");
                 return Err(FormatError::place(
@@ -74,7 +78,14 @@ impl Checkpoint {
                     "remove the one that is left over from an earlier export",
                 ));
             }
-            (false, false) => return Err(no_weights(path)),
+            (false, false) => {
+                let (single, index) = (path.join(TORCH_SINGLE), path.join(TORCH_INDEX));
+                match (single.exists(), index.exists()) {
+                    (true, _) => vec![SafetensorsFile::open_torch(&single)?],
+                    (false, true) => open_shards(path, &index, SafetensorsFile::open_torch)?,
+                    (false, false) => return Err(no_weights(path)),
+                }
+            }
         };
 
         let mut shard_of = HashMap::new();
@@ -198,7 +209,11 @@ impl ShardIndex {
     }
 }
 
-fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>> {
+fn open_shards(
+    folder: &Path,
+    index_path: &Path,
+    open: fn(&Path) -> Result<SafetensorsFile>,
+) -> Result<Vec<SafetensorsFile>> {
     let index = ShardIndex::parse(index_path, &fsx::read(index_path)?)?;
     let mut shards = BTreeMap::new();
     for (tensor, file) in &index.weight_map {
@@ -212,11 +227,11 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
                     "the download is incomplete; fetch this file, too",
                 ));
             }
-            shards.insert(file, SafetensorsFile::open(&path)?);
+            shards.insert(file, open(&path)?);
         }
         let shard = &shards[file];
         if !shard.contains(tensor) {
-            let rule = format!("is not in this file, though {INDEX} says so");
+            let rule = format!("is not in this file, though {} says so", file_name(index_path));
             let hint = "index and shards are of different exports; download both again";
             return Err(FormatError::tensor(shard.path(), tensor, rule, hint));
         }
@@ -242,14 +257,7 @@ fn read_config(path: &Path) -> Result<Value> {
 }
 
 fn no_weights(path: &Path) -> FormatError {
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
-        .iter()
-        .any(|name| path.join(name).exists());
-    let hint = if pickled {
-        "its weights are pickled (pytorch_model.bin); export them as safetensors"
-    } else {
-        "the download is incomplete; fetch the safetensors files, too"
-    };
+    let hint = "the download is incomplete; fetch the safetensors files, too";
     FormatError::place(path, format!("holds neither {SINGLE} nor {INDEX}"), hint)
 }
 

@@ -5,7 +5,8 @@
 //! result under the name its user asked for. It must not know what a model is: no layer, no family, no configuration key
 //! is named here.
 //!
-//! Reading: [`Checkpoint`] (a Hugging Face folder) over [`SafetensorsFile`] (one file), both memory-mapped.
+//! Reading: [`Checkpoint`] (a Hugging Face folder) over [`SafetensorsFile`] (one file, safetensors or
+//! weights-only [`torch`]), both memory-mapped.
 //! Writing: [`OutputFolder`] (journal, lock, rename at the end) around [`ShardedWriter`] (bounded memory, resumable).
 
 #[cfg(target_endian = "big")]
@@ -18,6 +19,7 @@ pub mod fsx;
 pub mod output;
 pub mod safetensors;
 pub mod sharded;
+pub mod torch;
 pub mod view;
 pub mod writer;
 

@@ -100,6 +100,24 @@ impl Header {
         })
     }
 
+    /// A header of tensors found in another format, whose ranges count from the start of the file and were checked.
+    pub(crate) fn listed(path: &Path, mut tensors: Vec<TensorInfo>) -> Result<Self> {
+        tensors.sort_by_key(|t| (t.range.start, t.range.end));
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (i, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), i).is_some() {
+                let hint = "two tensors were written under one name; write the file again";
+                return Err(FormatError::tensor(path, &tensor.name, "is listed twice", hint));
+            }
+        }
+        Ok(Self {
+            path: path.into(),
+            tensors,
+            by_name,
+            metadata: BTreeMap::new(),
+        })
+    }
+
     /// All tensors, in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
@@ -175,6 +193,20 @@ impl SafetensorsFile {
         let file = fsx::open(path)?;
         let file = MappedFile::new(&file).map_err(FormatError::io(path, "map it into memory"))?;
         let header = Header::parse(path, &file)?;
+        Ok(Self {
+            file: Arc::new(file),
+            header,
+        })
+    }
+
+    /// Maps a weights-only PyTorch file (`.bin`) and checks what it says of its tensors; nothing in it is executed.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped, or [`crate::torch::parse`] refuses it.
+    pub fn open_torch(path: &Path) -> Result<Self> {
+        let file = fsx::open(path)?;
+        let file = MappedFile::new(&file).map_err(FormatError::io(path, "map it into memory"))?;
+        let header = crate::torch::parse(path, &file)?;
         Ok(Self {
             file: Arc::new(file),
             header,

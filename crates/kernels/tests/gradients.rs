@@ -120,6 +120,7 @@ fn grouped_causal_attention_with_a_window_and_padding() {
         q_start: &[2, 1],
         kv_begin: &[0, 2],
         kv_len: &[5, 4],
+        positions: None,
     };
     fn heads(data: &[f64]) -> Heads<'_> {
         Heads {

@@ -289,6 +289,7 @@ fn attend() -> Vec<f32> {
         q_start: &[0],
         kv_begin: &[0],
         kv_len: &[ROWS],
+        positions: None,
     };
     let (q, k, v) = (
         noise(8, ROWS * 4 * HEAD),

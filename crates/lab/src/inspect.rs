@@ -4,7 +4,7 @@
 //! token: parameters it meets, arithmetic, and memory it leaves in the cache.
 
 use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
-use ounce_model::{Model, ModelError, ffn::Bill, ffn::mole};
+use ounce_model::{Model, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole};
 use ounce_tensor::DType;
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -37,12 +37,27 @@ pub struct Inspection {
     pub attention_flops_per_position: u64,
     /// What the method in the feed-forward slot costs and saves; empty for stock layers.
     pub feed_forward: Vec<String>,
+    /// The method in the attention slot, if there is one.
+    pub attention: Option<AttentionCosts>,
     /// Element types of the tensors on disk.
     pub dtypes: BTreeMap<String, DtypeShare>,
     /// Tensors with values that are no numbers; `None` unless asked for.
     pub scan: Option<Scan>,
     /// Methods of Ounce, and whether they apply.
     pub methods: Vec<Method>,
+}
+
+/// What the attention method costs and saves.
+#[derive(Debug, Clone, Serialize)]
+pub struct AttentionCosts {
+    /// Its configuration key.
+    pub method: &'static str,
+    /// Its settings in one line.
+    pub settings: String,
+    /// Tokens in the context.
+    pub context: usize,
+    /// Quantities with and without it.
+    pub costs: Vec<Cost>,
 }
 
 /// Sizes of a model.
@@ -129,14 +144,32 @@ pub struct Method {
     pub command: &'static str,
 }
 
-/// Looks at the checkpoint in `dir`. With `scan`, reads every value; `progress` then hears how many of how many bytes are
-/// done.
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct InspectOptions {
+    /// Read every value.
+    pub scan: bool,
+    /// An attention method in place of the checkpoint's own.
+    pub attention: Option<String>,
+    /// Tokens in the context for the attention method's costs; the longest sequence if absent.
+    pub context: Option<usize>,
+}
+
+/// Looks at the checkpoint in `dir`. `progress` hears how many of how many bytes of a scan are done.
 ///
 /// # Errors
 /// For anything wrong with the folder, its configuration or its tensors.
-pub fn inspect(dir: &Path, scan: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Inspection, ModelError> {
+pub fn inspect(
+    dir: &Path,
+    options: &InspectOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Inspection, ModelError> {
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let mut model = Model::from_checkpoint(checkpoint.clone(), false)?;
+    let how = ModelOptions {
+        widen: false,
+        attention: options.attention.clone(),
+    };
+    let mut model = Model::from_checkpoint_with(checkpoint.clone(), &how)?;
     let parameters = model.parameters() as u64;
     let embedding = (model.config.vocab_size * model.config.hidden_size) as u64;
     let mut vectors = 0;
@@ -184,8 +217,17 @@ pub fn inspect(dir: &Path, scan: bool, progress: &mut dyn FnMut(u64, u64)) -> Re
         flops_per_token: 2 * (active_parameters - looked_up - vectors),
         attention_flops_per_position: 4 * (config.heads * config.head_dim * config.layers.len()) as u64,
         feed_forward: bills.into_iter().next().unwrap_or_default().explained,
+        attention: config.attention.as_ref().map(|method| {
+            let context = options.context.unwrap_or(config.max_positions);
+            AttentionCosts {
+                method: method.key(),
+                settings: method.describe(),
+                context,
+                costs: method.costs(config, context, element),
+            }
+        }),
         dtypes: dtypes(&checkpoint),
-        scan: if scan {
+        scan: if options.scan {
             Some(scan_values(&checkpoint, progress)?)
         } else {
             None
@@ -277,7 +319,10 @@ fn not_finite(region: &Region) -> Result<(u64, u64), FormatError> {
 fn methods(model: &Model) -> Vec<Method> {
     let stored: Vec<usize> = model.config.moe_layers().map(|(_, m)| m.stored).collect();
     let largest = stored.iter().copied().max().unwrap_or(0);
-    let lookup = model.config.model_type.as_str();
+    let config = &model.config;
+    let lookup = config.model_type.as_str();
+    let windowed = config.layers.iter().any(|l| l.window.is_some());
+    let other = config.attention.as_ref().map(|a| a.key());
     vec![
         Method {
             name: "HC-SMoE",
@@ -298,6 +343,16 @@ fn methods(model: &Model) -> Vec<Method> {
                 _ => "the experts must have been trained on embeddings".into(),
             },
             command: "ounce convert --to mole-lut",
+        },
+        Method {
+            name: "DGA",
+            applies: !windowed && other.is_none_or(|key| key == "dga"),
+            why: match other {
+                Some("moh") => "cannot be combined with a mixture of heads".into(),
+                _ if windowed => "some layers see a sliding window".into(),
+                _ => "keeps few tokens single and attends to the others in groups; see --context".into(),
+            },
+            command: "--attention dga",
         },
     ]
 }

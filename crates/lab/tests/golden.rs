@@ -36,6 +36,18 @@ fn methods_of_the_feed_forward_slot() {
 }
 
 #[test]
+fn attention_methods() {
+    all_pass(
+        "tests/fixtures/golden",
+        &["moh_llama", "moh_llama_bin", "moh_two_stage"],
+        3,
+    );
+    let functions = ["dga_attention", "dga_attention_gqa", "dga_attention_gqa_entropy"];
+    all_pass("tests/fixtures/golden", &functions, 7);
+    all_pass("tests/fixtures/golden", &["dga_attention_exact"], 3);
+}
+
+#[test]
 fn merged_checkpoints() {
     all_pass(
         "../compress/tests/fixtures",

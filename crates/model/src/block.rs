@@ -63,6 +63,11 @@ impl Block {
         self.ffn.visit(f);
     }
 
+    /// The attention slot.
+    pub fn attention(&self) -> &dyn Attention {
+        &*self.attention
+    }
+
     /// The feed-forward slot.
     pub fn ffn(&self) -> &dyn FeedForward {
         &*self.ffn

@@ -1,6 +1,9 @@
 //! Keys and values of earlier tokens.
 
-use crate::error::{ModelError, Result};
+use crate::{
+    error::{ModelError, Result},
+    layer_cache::LayerCache,
+};
 use half::f16;
 use ounce_kernels::Data;
 use ounce_tensor::{Tensor, ops::KeyValue};
@@ -32,6 +35,10 @@ pub trait Cache: Send {
     fn snapshot(&self) -> Box<dyn Cache>;
     /// Bytes held.
     fn bytes(&self) -> usize;
+    /// What the method of layer `layer` keeps instead of plain keys and values, if it does.
+    fn own_layer(&mut self, _layer: usize) -> Option<&mut dyn LayerCache> {
+        None
+    }
 }
 
 /// Element type of a [`KvCache`].

@@ -45,6 +45,10 @@ pub struct Sink {
     pub want_ffn_inputs: bool,
     /// `(layer, x [N, D])`: inputs of the feed-forward slots, in order.
     pub ffn_inputs: Vec<(usize, Tensor)>,
+    /// Ask for `head_gates`.
+    pub want_head_gates: bool,
+    /// `(layer, gates [N, H])`: factors on the outputs of the heads, in layers that have them, in order.
+    pub head_gates: Vec<(usize, Tensor)>,
 }
 
 /// What a router decided.

@@ -1,7 +1,6 @@
 //! Token by token generation.
 
 use crate::{
-    cache::Cache,
     error::{ModelError, Result},
     model::{Batch, Model},
     sampler::{Sampler, SamplerConfig},
@@ -83,7 +82,7 @@ pub fn generate(
             batch: 1,
             compute: if made == 0 { options.compute } else { Compute::F32 },
         };
-        let logits = no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache))?.to_f32();
+        let logits = no_grad(|| model.next_logits(batch, &mut *cache))?.to_f32();
         if made == 0 {
             prefill = start.elapsed();
         }

@@ -1,10 +1,12 @@
 //! A whole language model: embedding, plan, final norm, head.
 
 use crate::{
+    attention,
     cache::{Cache, CacheType, KvCache},
     config::ModelConfig,
     ctx::{Ctx, Sink},
     error::{ModelError, Result},
+    layer_cache::MixedCache,
     param::Param,
     plan::{self, Plan},
     rope::RopeTable,
@@ -23,6 +25,16 @@ pub struct Batch<'a> {
     pub batch: usize,
     /// Arithmetic of the matrix products.
     pub compute: Compute,
+}
+
+/// How a checkpoint is opened.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// Widen 16-bit weights to f32 in memory.
+    pub widen: bool,
+    /// The attention method, where it shall not be the configuration's: `NAME`, `NAME:key=value,…` or `full`. See
+    /// [`attention::overridden`].
+    pub attention: Option<String>,
 }
 
 /// A loaded model.
@@ -69,8 +81,15 @@ impl Model {
     /// # Errors
     /// For anything wrong with the folder, its configuration or its tensors.
     pub fn open(dir: &Path, widen: bool) -> Result<Self> {
-        let checkpoint = Arc::new(Checkpoint::open(dir)?);
-        Self::from_checkpoint(checkpoint, widen)
+        Self::open_with(dir, &ModelOptions { widen, attention: None })
+    }
+
+    /// Like [`Model::open`], with more to choose.
+    ///
+    /// # Errors
+    /// For anything wrong with the folder, its configuration, its tensors or the options.
+    pub fn open_with(dir: &Path, options: &ModelOptions) -> Result<Self> {
+        Self::from_checkpoint_with(Arc::new(Checkpoint::open(dir)?), options)
     }
 
     /// Like [`Model::open`], for a checkpoint already open.
@@ -78,9 +97,20 @@ impl Model {
     /// # Errors
     /// For anything wrong with the configuration or the tensors.
     pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, widen: bool) -> Result<Self> {
+        Self::from_checkpoint_with(checkpoint, &ModelOptions { widen, attention: None })
+    }
+
+    /// Like [`Model::open_with`], for a checkpoint already open.
+    ///
+    /// # Errors
+    /// For anything wrong with the configuration, the tensors or the options.
+    pub fn from_checkpoint_with(checkpoint: Arc<Checkpoint>, options: &ModelOptions) -> Result<Self> {
         let file = checkpoint.path().join("config.json").display().to_string();
-        let config = ModelConfig::parse(&file, checkpoint.config())?;
-        let mut weights = CheckpointWeights::new(checkpoint, widen);
+        let config = match &options.attention {
+            None => ModelConfig::parse(&file, checkpoint.config())?,
+            Some(spec) => ModelConfig::parse(&file, &attention::overridden(checkpoint.config(), spec)?)?,
+        };
+        let mut weights = CheckpointWeights::new(checkpoint, options.widen);
         let model = Self::new(config, &mut weights)?;
         weights.check_all_used(model.config.tied)?;
         Ok(model)
@@ -133,21 +163,23 @@ impl Model {
         &self.head.as_ref().unwrap_or(&self.embedding).tensor
     }
 
-    /// An empty cache for `batch` sequences, half precision if the weights are.
-    pub fn cache(&self, batch: usize, reserve: usize) -> KvCache {
+    /// An empty cache for `batch` sequences, half precision if the weights are. Layers whose method keeps something else
+    /// than all keys and values get what it wants.
+    pub fn cache(&self, batch: usize, reserve: usize) -> Box<dyn Cache> {
         let kind = if self.dtype() == DType::F32 {
             CacheType::F32
         } else {
             CacheType::F16
         };
-        KvCache::new(
-            kind,
-            self.config.layers.len(),
-            batch,
-            self.config.kv_heads,
-            self.config.head_dim,
-            reserve,
-        )
+        let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
+        let plain = |layers| KvCache::new(kind, layers, batch, kv_heads, head_dim, reserve);
+        let blocks = self.plan.blocks();
+        let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache(batch)).collect();
+        if own.iter().all(Option::is_none) {
+            Box::new(plain(self.config.layers.len()))
+        } else {
+            Box::new(MixedCache::new(own, plain))
+        }
     }
 
     /// A context for `input` after `past` cached tokens.

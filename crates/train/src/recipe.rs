@@ -23,6 +23,10 @@ pub struct Recipe {
     /// Continue from this checkpoint's weights (and tokenizer) instead of fresh ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
+    /// Attention method in place of that of `init`, such as `dga` or `moh:router=query_norm,…`; a fresh model names its
+    /// own in `[model]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<String>,
     /// Shape of a fresh model; needed unless `init` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelShape>,
@@ -219,6 +223,11 @@ impl Recipe {
                 "tokenizer",
                 self.tokenizer.is_some() || self.init.is_some(),
                 "is missing",
+            ),
+            (
+                "attention",
+                self.attention.is_none() || self.init.is_some(),
+                "replaces the method of init; a fresh model names its own in [model.moh] or [model.dga]",
             ),
             ("data.train", !self.data.train.is_empty(), "needs at least one file"),
             ("run.steps", run.steps > 0, "must be at least 1"),

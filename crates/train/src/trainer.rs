@@ -12,7 +12,7 @@ use crate::{
 };
 use ounce_data::{Batch, DataDir, Sampler};
 use ounce_formats::{Checkpoint, fsx};
-use ounce_model::{Model, ModelConfig, ModelError};
+use ounce_model::{Model, ModelConfig, ModelError, attention, weights::CheckpointWeights};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
@@ -127,8 +127,8 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
         found.agree(&state, job.force)?;
     }
     let (model, config) = open_model(job, &corpus)?;
-    corpus.check_range(model.config.vocab_size)?;
     let mut trainer = TrainStep::new(model, recipe)?;
+    corpus.check_range(trainer.model.config.vocab_size)?;
     let micro_batches = run.batch / run.micro_batch();
     let length = trainer.objective.tokens_needed(run.length) - 1;
     let sampler = Sampler::new(corpus.train.clone(), length, run.micro_batch(), micro_batches, run.seed)?;
@@ -260,10 +260,14 @@ fn open_model(job: &TrainJob, corpus: &Corpus) -> Result<(Model, Value)> {
     let recipe = &job.recipe;
     if let Some(init) = &recipe.init {
         let checkpoint = Arc::new(Checkpoint::open(&job.data.expand(init)?)?);
-        let (folder, json) = (checkpoint.path().to_owned(), checkpoint.config().clone());
-        let file = folder.join("config.json").display().to_string();
-        check_memory(recipe, &ModelConfig::parse(&file, &json)?)?;
-        let mut model = Model::from_checkpoint(checkpoint, true)?;
+        let folder = checkpoint.path().to_owned();
+        let json = match &recipe.attention {
+            None => checkpoint.config().clone(),
+            Some(spec) => attention::overridden(checkpoint.config(), spec)?,
+        };
+        let config = ModelConfig::parse(&folder.join("config.json").display().to_string(), &json)?;
+        check_memory(recipe, &config)?;
+        let mut model = Model::new(config, &mut CheckpointWeights::new(checkpoint, true))?;
         check_finite(&folder, &mut model)?;
         return Ok((model, json));
     }

@@ -4,17 +4,29 @@ use crate::{
     args::{Eval, Global},
     exit::{Failure, Outcome},
     output,
-    progress::bar,
+    progress::{bar, note},
 };
 use ounce_data::DataDir;
 use ounce_eval::{Encoder, Perplexity, ScoreOptions, Suite, choice_report, perplexity_of_text, suites::spread};
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table};
-use ounce_model::{Model, Tokenizer};
+use ounce_model::{Model, ModelOptions, Tokenizer};
 use serde_json::json;
 
 pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
-    let model = Model::open(&args.model, false)?;
+    let how = ModelOptions {
+        widen: false,
+        attention: args.attention.clone(),
+    };
+    let model = Model::open_with(&args.model, &how)?;
+    let attention = model.config.attention.clone();
+    if attention.as_ref().is_some_and(|a| a.looks_ahead()) {
+        note(
+            true,
+            "note: with this attention a token's logits depend on later tokens of the text, so the figures flatter the \
+             model; --attention dga:selection=causal_block is honest",
+        );
+    }
     let tokenizer = Tokenizer::from_folder(&args.model)?;
     let options = ScoreOptions::for_model(&model);
     let with_special = |s: &str| tokenizer.encode(s, true).map_err(Into::into);
@@ -70,6 +82,10 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
                 .iter()
                 .map(|(name, p)| json!({ "file": name, "result": p }))
                 .collect();
+        }
+        if let Some(attention) = &attention {
+            value["attention"] =
+                json!({ attention.key(): attention.describe(), "looks_ahead": attention.looks_ahead() });
         }
         if let Some((suite, report)) = &suite {
             value[suite.name()] = serde_json::to_value(report).unwrap_or_default();

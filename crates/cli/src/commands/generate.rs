@@ -5,12 +5,16 @@ use crate::{
     exit::{Failure, Outcome},
     interrupt, output,
 };
-use ounce_model::{GenerateOptions, Model, SamplerConfig, StreamDecoder, Tokenizer, generate};
+use ounce_model::{GenerateOptions, Model, ModelOptions, SamplerConfig, StreamDecoder, Tokenizer, generate};
 use serde_json::json;
 
 pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
     interrupt::flag();
-    let model = Model::open(&args.model, false)?;
+    let options = ModelOptions {
+        widen: false,
+        attention: args.attention.clone(),
+    };
+    let model = Model::open_with(&args.model, &options)?;
     let has_tokenizer = args.model.join("tokenizer.json").is_file();
     let tokenizer = if has_tokenizer || args.prompt.is_some() {
         Some(Tokenizer::from_folder(&args.model)?)

@@ -6,12 +6,17 @@ use crate::{
     output,
 };
 use ounce_lab::{
-    inspect::inspect,
+    inspect::{InspectOptions, inspect},
     report::{Cell, Column, Table, format_bytes, format_count},
 };
 
 pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
-    let found = inspect(&args.model, args.scan, &mut |_, _| {})?;
+    let options = InspectOptions {
+        scan: args.scan,
+        attention: args.attention.clone(),
+        context: args.context,
+    };
+    let found = inspect(&args.model, &options, &mut |_, _| {})?;
     let broken = found.scan.as_ref().is_some_and(|s| !s.broken.is_empty());
     let changed = found.scan.as_ref().is_some_and(|s| s.table_intact == Some(false));
     if global.json {
@@ -70,6 +75,14 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
         )?;
         for line in &found.feed_forward {
             row("feed-forward", line.clone())?;
+        }
+        if let Some(a) = &found.attention {
+            row("attention method", format!("{}: {}", a.method, a.settings))?;
+            let figure = |x: f64| format_count(x.round() as u64);
+            for cost in &a.costs {
+                let change = format!("{} where full attention has {}", figure(cost.method), figure(cost.full));
+                row(&format!("  {}", cost.what), format!("{change} ({})", cost.formula))?;
+            }
         }
         if let Some(scan) = &found.scan {
             if let Some(intact) = scan.table_intact {

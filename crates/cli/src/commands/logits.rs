@@ -7,11 +7,16 @@ use crate::{
     progress::{bar, note},
 };
 use ounce_lab::logits::write_logits;
+use ounce_model::ModelOptions;
 
 pub(super) fn run(args: &Logits, global: &Global) -> Outcome {
     interrupt::flag();
     let progress = bar(!global.no_progress, 1);
-    let written = write_logits(&args.model, &args.ids, &args.out, &mut |done, total| {
+    let options = ModelOptions {
+        widen: true,
+        attention: args.attention.clone(),
+    };
+    let written = write_logits(&args.model, &options, &args.ids, &args.out, &mut |done, total| {
         progress.set_length(total as u64);
         progress.set_position(done as u64);
         !interrupt::pressed()

@@ -1,5 +1,6 @@
 //! The real binary, as a user meets it: words, exit codes, streams, files, signals.
 
+mod attention;
 mod bad_files;
 mod disk;
 mod errors;

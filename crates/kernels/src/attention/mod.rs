@@ -51,6 +51,7 @@ pub struct AttentionShape {
 ///
 /// Query i of row b has position p = `q_start[b]` + i and sees the keys j with `kv_begin[b]` <= j < `kv_len[b]`,
 /// j <= p if causal, and p - j < window if there is one. A query that sees nothing yields zeros and lse = -inf.
+/// `positions` replaces p where queries are not consecutive.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionRows<'a> {
     /// Position of the first query.
@@ -59,6 +60,8 @@ pub struct AttentionRows<'a> {
     pub kv_begin: &'a [usize],
     /// One past the last key.
     pub kv_len: &'a [usize],
+    /// Position of every query [B, Tq], never falling within a batch row; none = consecutive from `q_start`.
+    pub positions: Option<&'a [usize]>,
 }
 
 /// Keys or values as they lie in an activation or in a cache, strides in elements. The values of one head are
@@ -83,7 +86,7 @@ impl AttentionShape {
 
     /// The keys lo..hi that query `i` of batch row `b` sees; empty if lo >= hi. Both ends grow with `i`.
     pub(crate) fn visible(&self, rows: &AttentionRows<'_>, b: usize, i: usize) -> (usize, usize) {
-        let position = rows.q_start[b] + i;
+        let position = rows.positions.map_or(rows.q_start[b] + i, |p| p[b * self.q_len + i]);
         let behind = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
         let ahead = if self.causal { position + 1 } else { usize::MAX };
         (behind.max(rows.kv_begin[b]), ahead.min(rows.kv_len[b]))
@@ -113,6 +116,14 @@ impl AttentionShape {
                 "attention rows must have one entry per batch row"
             );
         }
+        if let Some(positions) = rows.positions {
+            assert_eq!(positions.len(), self.batch * self.q_len, "positions must be [B, Tq]");
+            // The tiled walk reads the first and the last query of a block to know which keys all of them see.
+            assert!(
+                positions.chunks(self.q_len.max(1)).all(<[usize]>::is_sorted),
+                "positions must not fall within a batch row"
+            );
+        }
         let longest = rows.kv_len.iter().enumerate().filter(|&(_, &len)| len > 0);
         for (b, &len) in longest {
             for heads in kv {
@@ -126,7 +137,25 @@ impl AttentionShape {
     }
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
+    /// The same values, seen as the only head of the only batch row.
+    #[must_use]
+    pub fn only(self, b: usize, head: usize) -> Heads<'a> {
+        let at = self.offset(b, 0, head);
+        let data = match self.data {
+            Data::F32(v) => Data::F32(v.get(at..).unwrap_or_default()),
+            Data::F64(v) => Data::F64(v.get(at..).unwrap_or_default()),
+            Data::Bf16(v) => Data::Bf16(v.get(at..).unwrap_or_default()),
+            Data::F16(v) => Data::F16(v.get(at..).unwrap_or_default()),
+        };
+        Heads {
+            data,
+            batch_stride: 0,
+            head_stride: 0,
+            ..self
+        }
+    }
+
     /// Index of the first value of a head of a token.
     pub(crate) fn offset(&self, b: usize, token: usize, head: usize) -> usize {
         b * self.batch_stride + token * self.token_stride + head * self.head_stride

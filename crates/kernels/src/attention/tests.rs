@@ -41,6 +41,7 @@ impl Case {
     fn rows(&self) -> AttentionRows<'_> {
         AttentionRows {
             q_start: &self.q_start,
+            positions: None,
             kv_begin: &self.kv_begin,
             kv_len: &self.kv_len,
         }

@@ -2,7 +2,7 @@
 
 use super::{BenchRow, rates};
 use ounce_kernels::Philox;
-use ounce_model::{Batch, Cache, GenerateOptions, Model, ModelError, SamplerConfig, generate};
+use ounce_model::{Batch, GenerateOptions, Model, ModelError, SamplerConfig, generate};
 use ounce_tensor::no_grad;
 
 /// Tokens made by one run of [`decode`].
@@ -47,7 +47,7 @@ pub fn prefill(model: &Model, runs: usize) -> Result<BenchRow, ModelError> {
             batch: 1,
             compute: model.compute(),
         };
-        no_grad(|| model.next_logits(batch, &mut cache as &mut dyn Cache)).map(drop)
+        no_grad(|| model.next_logits(batch, &mut *cache)).map(drop)
     })?;
     Ok(BenchRow::new("prefill", "tokens/s", rates))
 }

@@ -4,6 +4,8 @@
 //! program does not know counts as failed: silence would look like success.
 
 mod checkpoint;
+mod dga;
+mod function;
 mod linkage;
 mod merge;
 
@@ -154,6 +156,7 @@ fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     match case["kind"].as_str() {
         Some("checkpoint") => checkpoint::run(dir, checks),
         Some("merge") if dir.join("model").is_dir() => merge::run(dir, &case, checks),
+        Some("function") => function::run(dir, &case, checks),
         Some("merge") => linkage::run(dir, checks),
         Some(kind) => Err(VerifyError::Case(format!("kind \"{kind}\" is not supported"))),
         None => Err(VerifyError::Case(format!(

@@ -79,10 +79,12 @@ impl FullAttention {
             None => Ok(x),
         }
     }
-}
 
-impl Attention for FullAttention {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+    /// Queries, keys and values of `x [B,T,D]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(super) fn project(&self, x_btd: &Tensor, ctx: &Ctx<'_>) -> Result<Projected> {
         let (b, t, hd) = (ctx.batch, ctx.len, self.head_dim);
         let mut projected = Linear::forward_many(x_btd, &[&self.q, &self.k, &self.v], ctx.compute)?.into_iter();
         let mut next = || projected.next().expect("invariant: three outputs for three maps");
@@ -99,27 +101,64 @@ impl Attention for FullAttention {
             q_bthd = ops::rms_norm(&q_bthd, &nq.tensor, self.eps)?;
             k_bshd = ops::rms_norm(&k_bshd, &nk.tensor, self.eps)?;
         }
-        let q_bthd = ops::rope(&q_bthd, &ctx.cos, &ctx.sin)?;
-        let k_bshd = ops::rope(&k_bshd, &ctx.cos, &ctx.sin)?;
+        Ok(Projected {
+            q: ops::rope(&q_bthd, &ctx.cos, &ctx.sin)?,
+            k: ops::rope(&k_bshd, &ctx.cos, &ctx.sin)?,
+            v: v_bshd,
+        })
+    }
+
+    /// Head outputs `[B,T,H,hd]`; new keys and values go to the cache. With `active [B·T·H]`, only those (token, head)
+    /// pairs are computed, the others are zero: inference only.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the cache refuses.
+    pub(super) fn attend(&self, p: &Projected, ctx: &mut Ctx<'_>, active: Option<&[bool]>) -> Result<Tensor> {
         let config = AttentionConfig {
             causal: true,
             window: self.window,
-            scale: 1.0 / (hd as f64).sqrt(),
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
             compute: ctx.compute,
         };
-        let out = match &mut ctx.cache {
-            None => {
-                let (k, v) = (KeyValue::Tensor(&k_bshd), KeyValue::Tensor(&v_bshd));
-                ops::attention(&q_bthd, k, v, &ctx.spans, config)?
-            }
+        let (k, v) = match &mut ctx.cache {
+            None => (KeyValue::Tensor(&p.k), KeyValue::Tensor(&p.v)),
             Some(cache) => {
-                cache.append(self.layer, &k_bshd, &v_bshd)?;
-                let (k, v) = cache.read(self.layer)?;
-                ops::attention(&q_bthd, k, v, &ctx.spans, config)?
+                cache.append(self.layer, &p.k, &p.v)?;
+                cache.read(self.layer)?
             }
         };
+        Ok(match active {
+            None => ops::attention(&p.q, k, v, &ctx.spans, config)?,
+            Some(active) => ops::attention_of(&p.q, k, v, &ctx.spans, config, active)?,
+        })
+    }
+
+    /// The partial sum `[B,T,D]` of head outputs `[B,T,H,hd]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(super) fn output(&self, heads_bthd: &Tensor, ctx: &Ctx<'_>) -> Result<Tensor> {
+        let width = self.heads * self.head_dim;
         self.o
-            .forward(&ops::reshape(&out, &[b, t, self.heads * hd])?, ctx.compute)
+            .forward(&ops::reshape(heads_bthd, &[ctx.batch, ctx.len, width])?, ctx.compute)
+    }
+}
+
+/// What attention is computed from.
+pub(super) struct Projected {
+    /// Rotated queries `[B,T,H,hd]`.
+    pub(super) q: Tensor,
+    /// Rotated keys `[B,T,Hk,hd]`.
+    pub(super) k: Tensor,
+    /// Values `[B,T,Hk,hd]`.
+    pub(super) v: Tensor,
+}
+
+impl Attention for FullAttention {
+    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let projected = self.project(x_btd, ctx)?;
+        let out = self.attend(&projected, ctx, None)?;
+        self.output(&out, ctx)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

@@ -6,7 +6,7 @@
 use super::{
     FfnConfig, LayerConfig, ModelConfig, MoeConfig, MoeNames, QkNorm, RopeConfig, RopeScaling, keys::Keys, refuse,
 };
-use crate::{error::Result, ffn};
+use crate::{attention, error::Result, ffn};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ struct Family {
 const FAMILIES: &[Family] = &[
     Family {
         model_type: "llama",
-        used: &["attention_bias", "mlp_bias", "pretraining_tp"],
+        used: &["attention_bias", "mlp_bias", "pretraining_tp", "rotary_percent"],
     },
     Family {
         model_type: "mistral",
@@ -164,11 +164,8 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "auto_map",
-        "the checkpoint brings its own model code, which is never executed",
-    ),
-    (
-        "moh",
-        "mixture-of-head routing changes every layer; this version cannot run it",
+        "the checkpoint brings its own model code, which is never executed; if it is MoH-LLaMA3-8B, say so: \
+         --attention moh:router=query_norm,shared_heads=16,active_routed_heads=8",
     ),
     (
         "ladder_layers",
@@ -218,12 +215,16 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
     };
     for key in map.keys() {
         let key = key.as_str();
+        // What remote code would do instead of full attention is said by the key of a method.
+        let explained = key == "auto_map" && keys.get("moh").is_some();
         if let Some((_, why)) = REFUSED.iter().find(|(k, _)| *k == key)
             && !map[key].is_null()
+            && !explained
         {
             return refuse(file, key, *why, "");
         }
         let used = COMMON.contains(&key) || family_used.contains(&key) || (merged && MERGED.contains(&key));
+        let used = used || explained || attention::is_method(key);
         if !used && !HARMLESS.contains(&key) && !map[key].is_null() {
             return refuse(
                 file,
@@ -274,6 +275,14 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         return keys.bad("pretraining_tp", "only 1 is implemented");
     }
     let layer_count = keys.count("num_hidden_layers", 1..=4096)?;
+    if let Some(percent) = keys.number("rotary_percent")?
+        && percent != 1.0
+    {
+        return keys.bad(
+            "rotary_percent",
+            format!("partial rotary positions are not implemented, is {percent}"),
+        );
+    }
     let Some(layer_count) = layer_count else {
         return keys.bad("num_hidden_layers", "is missing");
     };
@@ -281,7 +290,7 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
     let windows = windows(keys, base, layer_count)?;
     let ffns = ffns(keys, base, merged, layer_count)?;
     let bias = keys.flag("attention_bias", false)?;
-    Ok(ModelConfig {
+    let mut config = ModelConfig {
         model_type: base.into(),
         raw: keys.map.clone(),
         vocab_size: keys.size("vocab_size")?,
@@ -316,7 +325,10 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         },
         eos_ids: keys.ids("eos_token_id")?,
         initializer_range: keys.positive("initializer_range", 0.02)?,
-    })
+        attention: None,
+    };
+    config.attention = attention::configure(keys, &config)?;
+    Ok(config)
 }
 
 /// Sliding windows per layer. Hugging Face counts the token itself; 0 and null mean none.

@@ -97,6 +97,24 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// The object under `key`, whose keys must all be `known`; its errors name `key.inner`.
+    pub(crate) fn object(&self, key: &str, known: &[&str]) -> Result<Option<&'a Map<String, Value>>> {
+        let map = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Object(map)) => map,
+            Some(other) => return self.bad(key, format!("must be an object, is {other}")),
+        };
+        match map.keys().find(|k| !known.contains(&k.as_str())) {
+            None => Ok(Some(map)),
+            Some(unknown) => refuse(
+                self.file,
+                &format!("{key}.{unknown}"),
+                "is unknown; it might change what the model computes",
+                format!("known: {}", known.join(", ")),
+            ),
+        }
+    }
+
     /// One id or a list of ids.
     pub(crate) fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let one = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());

@@ -8,12 +8,14 @@ pub(crate) mod keys;
 mod recipe;
 
 use crate::{
+    attention::Method,
     error::{ModelError, Result},
     ffn::FfnMethod,
 };
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
+pub(crate) use keys::Keys;
 pub use recipe::ModelShape;
 
 /// A decoder's shape and conventions.
@@ -57,6 +59,8 @@ pub struct ModelConfig {
     pub eos_ids: Vec<u32>,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
+    /// The method in the attention slot; none = full attention.
+    pub attention: Option<Arc<dyn Method>>,
 }
 
 /// What differs between layers.

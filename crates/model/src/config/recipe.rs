@@ -43,6 +43,12 @@ pub struct ModelShape {
     /// Experts per token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts_per_token: Option<usize>,
+    /// Mixture of heads: the keys of `moh` in a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moh: Option<Map<String, Value>>,
+    /// Dynamic group attention: the keys of `dga` in a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dga: Option<Map<String, Value>>,
     /// Coefficient of the balance loss.
     #[serde(default)]
     pub balance: f64,
@@ -107,6 +113,11 @@ impl ModelShape {
             map.insert("num_local_experts".into(), experts.into());
             map.insert("num_experts_per_tok".into(), self.experts_per_token.unwrap_or(2).into());
             map.insert("router_aux_loss_coef".into(), self.balance.into());
+        }
+        for (key, method) in [("moh", &self.moh), ("dga", &self.dga)] {
+            if let Some(method) = method {
+                map.insert(key.to_owned(), Value::Object(method.clone()));
+            }
         }
         map.extend(self.config.clone());
         config

@@ -184,6 +184,100 @@ pub fn attention(
     }))
 }
 
+/// [`attention`] of some (token, head) pairs only: `active [B·T·Hq]` says which, the others give zeros and cost nothing.
+/// Each pair's bits are those of [`attention`] up to the order of sums within a tile. Not differentiable.
+///
+/// # Errors
+/// If shapes do not fit, a span points beyond the keys, or a gradient is wanted.
+pub fn attention_of(
+    q: &Tensor,
+    keys: KeyValue<'_>,
+    values: KeyValue<'_>,
+    spans: &[RowSpan],
+    config: AttentionConfig,
+    active: &[bool],
+) -> Result<Tensor> {
+    const OP: &str = "attention_of";
+    let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
+        return shape(OP, "queries are [B, T, H, hd]", &q.shape);
+    };
+    let kv_heads = keys.heads();
+    let fits = kv_heads > 0 && q_heads % kv_heads == 0 && values.heads() == kv_heads && spans.len() == batch;
+    if !fits || active.len() != batch * q_len * q_heads {
+        return shape(
+            OP,
+            "query heads are a multiple of key heads, one span per row, one flag per token and head",
+            (&q.shape, kv_heads, values.heads(), spans.len(), active.len()),
+        );
+    }
+    let mut inputs = vec![q];
+    for side in [keys, values] {
+        let KeyValue::Tensor(t) = side else { continue };
+        inputs.push(t);
+        let fits = t.shape.len() == 4 && t.shape[0] == batch && t.shape[3] == head_dim;
+        if !fits || spans.iter().any(|s| s.kv_len > t.shape[1]) {
+            return shape(
+                OP,
+                "keys and values are [B, S, H, hd] and spans stay inside S",
+                (&q.shape, &t.shape),
+            );
+        }
+    }
+    if inputs.iter().any(|t| t.needs_grad()) {
+        return Err(TensorError::Dtype {
+            op: OP,
+            rule: "skipping heads is for inference",
+            got: "a tensor that needs a gradient".into(),
+        });
+    }
+    let group = q_heads / kv_heads;
+    real!(OP, q, T => {
+        let from = q.get::<T>(OP)?;
+        let mut out = T::buffer(q.numel());
+        out.fill(T::default());
+        for (b, span) in spans.iter().enumerate() {
+            for kv_head in 0..kv_heads {
+                // Queries of one key head, by position: what one kernel call wants, and keys are packed once for all.
+                let pairs: Vec<usize> = (0..q_len)
+                    .flat_map(|t| (kv_head * group..(kv_head + 1) * group).map(move |a| (b * q_len + t) * q_heads + a))
+                    .filter(|&pair| active[pair])
+                    .collect();
+                if pairs.is_empty() {
+                    continue;
+                }
+                let positions: Vec<usize> = pairs.iter().map(|p| span.q_start + p / q_heads % q_len).collect();
+                let mut gathered = T::buffer(pairs.len() * head_dim);
+                k::gather_rows(from, head_dim, &pairs, &mut gathered);
+                let mut made = T::buffer(gathered.len());
+                let (keys, values) = (keys.view()?.only(b, kv_head), values.view()?.only(b, kv_head));
+                let attention_shape = AttentionShape {
+                    batch: 1,
+                    q_len: pairs.len(),
+                    q_heads: 1,
+                    kv_heads: 1,
+                    head_dim,
+                    window: config.window,
+                    causal: config.causal,
+                    scale: config.scale,
+                };
+                let rows = AttentionRows {
+                    q_start: &[span.q_start],
+                    kv_begin: &[span.kv_begin],
+                    kv_len: &[span.kv_len],
+                    positions: Some(&positions),
+                };
+                k::attention(
+                    &attention_shape, &rows, &gathered, keys, values, &mut made, None, config.compute,
+                );
+                for (row, &pair) in made.chunks_exact(head_dim).zip(&pairs) {
+                    out[pair * head_dim..(pair + 1) * head_dim].copy_from_slice(row);
+                }
+            }
+        }
+        Ok(Tensor::owned(out, &q.shape))
+    })
+}
+
 /// Spans as the three arrays the kernel reads.
 struct Spans {
     q_start: Vec<usize>,
@@ -204,6 +298,7 @@ impl Spans {
             q_start: &self.q_start,
             kv_begin: &self.kv_begin,
             kv_len: &self.kv_len,
+            positions: None,
         }
     }
 }

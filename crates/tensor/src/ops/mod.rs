@@ -12,7 +12,7 @@ mod norm;
 mod rows;
 mod shape;
 
-pub use attention::{AttentionConfig, KeyValue, RowSpan, attention, rope};
+pub use attention::{AttentionConfig, KeyValue, RowSpan, attention, attention_of, rope};
 pub use elementwise::{add, add_bias, clamp, gelu, mul, scale, sigmoid, silu, sub, swiglu};
 pub use grouped::known_grouped_linear;
 pub use linear::{grouped_linear, linear, linear_many};

@@ -1,0 +1,219 @@
+//! Weights-only PyTorch files: read to the byte, and nothing executed, whatever is in them.
+
+use ounce_formats::{Dtype, SafetensorsFile, safetensors::Header, torch::parse};
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/torch")
+        .join(name)
+}
+
+fn bytes(name: &str) -> Vec<u8> {
+    std::fs::read(fixture(name)).unwrap()
+}
+
+fn refusal(bytes: &[u8]) -> (String, String) {
+    let error = parse(Path::new("x.bin"), bytes).unwrap_err();
+    (error.to_string(), error.hint().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn tensors_are_read_where_they_lie() {
+    for name in ["weights.bin", "weights4.bin"] {
+        let file = SafetensorsFile::open_torch(&fixture(name)).unwrap();
+        let mut names: Vec<&str> = file.names().collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "bf.weight",
+                "embed.weight",
+                "half.bias",
+                "head.weight",
+                "row.weight",
+                "scalar",
+                "steps"
+            ]
+        );
+        let floats = |name: &str| file.view(name).unwrap().to_f32_vec().unwrap();
+        let table: Vec<f32> = (0..12).map(|i| i as f32 * 0.5 - 1.0).collect();
+        assert_eq!(floats("embed.weight"), table);
+        assert_eq!(floats("head.weight"), table, "two names may share a storage");
+        assert_eq!(
+            floats("row.weight"),
+            table[4..8],
+            "a tensor may begin within its storage"
+        );
+        assert_eq!(floats("bf.weight"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(floats("half.bias"), [1.0, -2.0, 0.25, 8.0], "a parameter is its tensor");
+        assert_eq!(file.view("steps").unwrap().to_i64_vec().unwrap(), [-5, 7]);
+        assert_eq!(file.view("scalar").unwrap().to_i64_vec().unwrap(), [7]);
+        let info = file.header().info("bf.weight").unwrap();
+        assert_eq!((info.dtype, &info.shape[..]), (Dtype::BF16, &[2, 3][..]));
+    }
+    let file = SafetensorsFile::open_torch(&fixture("nested.bin")).unwrap();
+    assert_eq!(
+        file.names().collect::<Vec<_>>(),
+        ["a"],
+        "a training checkpoint's weights are found"
+    );
+}
+
+#[test]
+fn code_is_refused_by_name() {
+    let (message, hint) = refusal(&bytes("evil.bin"));
+    assert!(message.contains("asks for \"posix\" \"system\""), "{message}");
+    assert!(hint.contains("nothing is executed"), "{hint}");
+    assert!(!Path::new("/tmp/executed").exists());
+}
+
+#[test]
+fn what_cannot_be_a_range_of_the_file_is_refused() {
+    let (message, _) = refusal(&bytes("transposed.bin"));
+    assert!(message.contains("tensor \"t\": is not contiguous"), "{message}");
+    let (message, _) = refusal(b"PK");
+    assert!(message.contains("too short"), "{message}");
+    let (message, _) = refusal(&[0; 64]);
+    assert!(message.contains("is not a zip archive"), "{message}");
+    // Method 8 is deflate; the field is 10 bytes into each directory entry.
+    let mut packed = bytes("weights.bin");
+    let entry = packed.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    packed[entry + 10] = 8;
+    assert!(refusal(&packed).0.contains("compressed"), "{}", refusal(&packed).0);
+}
+
+/// An archive with one pickle and one storage of 8 bytes.
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    let members: [(&str, &[u8]); 2] = [("a/data.pkl", pickle), ("a/data/0", &[1; 8])];
+    for (name, data) in members {
+        let (at, size) = ((out.len() as u32).to_le_bytes(), (data.len() as u32).to_le_bytes());
+        out.extend(b"PK\x03\x04");
+        out.extend([0; 14]);
+        out.extend([size, size].concat());
+        out.extend([name.len() as u8, 0, 0, 0]);
+        out.extend(name.bytes());
+        out.extend(data);
+        directory.extend(b"PK\x01\x02");
+        directory.extend([0; 16]);
+        directory.extend([size, size].concat());
+        directory.extend([name.len() as u8, 0]);
+        directory.extend([0; 12]);
+        directory.extend(at);
+        directory.extend(name.bytes());
+    }
+    let (at, size) = (out.len() as u32, directory.len() as u32);
+    out.extend(directory);
+    out.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
+    out.extend(size.to_le_bytes());
+    out.extend(at.to_le_bytes());
+    out.extend([0, 0]);
+    out
+}
+
+/// `{"w": tensor}` of f32 storage "0" with these numbers, each one byte.
+fn tensor_pickle(elements: u8, offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u8> {
+    let text = |s: &str| [&[0x8c, s.len() as u8][..], s.as_bytes()].concat();
+    let ints = |list: &[u8]| {
+        [
+            &b"("[..],
+            &list.iter().flat_map(|&n| [b'K', n]).collect::<Vec<_>>(),
+            b"t",
+        ]
+        .concat()
+    };
+    [
+        b"\x80\x02}".to_vec(),
+        text("w"),
+        b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
+        text("storage"),
+        b"ctorch\nFloatStorage\n".to_vec(),
+        text("0"),
+        text("cpu"),
+        vec![b'K', elements, b't', b'Q', b'K', offset],
+        ints(shape),
+        ints(stride),
+        b"\x89}tRs.".to_vec(),
+    ]
+    .concat()
+}
+
+#[test]
+fn every_limit_is_checked() {
+    let good = parse(Path::new("x"), &archive(&tensor_pickle(2, 0, &[2], &[1]))).unwrap();
+    assert_eq!(good.info("w").unwrap().shape, [2]);
+    for (pickle, rule) in [
+        (tensor_pickle(3, 0, &[2], &[1]), "its member has 8 bytes"),
+        (tensor_pickle(2, 1, &[2], &[1]), "lie outside its storage"),
+        (tensor_pickle(2, 0, &[3], &[1]), "lie outside its storage"),
+        (tensor_pickle(2, 0, &[1, 2], &[1]), "more dimensions than strides"),
+        (tensor_pickle(2, 0, &[1; 17], &[1; 17]), "17 dimensions"),
+        (tensor_pickle(2, 0, &[255; 9], &[1; 9]), "not contiguous"),
+        (b"\x80\x02N.".to_vec(), "leaves no dictionary"),
+        (b"\x80\x09N.".to_vec(), "protocol 9"),
+        (b"\x80\x02}K\x01K\x02s.".to_vec(), "a key is no text"),
+        (b"\x80\x02}X\x01\0\0\0aNs.".to_vec(), "\"a\" is no tensor"),
+        (b"\x80\x020.".to_vec(), "instruction 0x30"),
+        (b"\x80\x02)R.".to_vec(), "empty stack"),
+        (b"\x80\x02NN\x85R.".to_vec(), "calls something that is no global"),
+        (b"\x80\x02(t(R.".to_vec(), "below a mark"),
+        (b"\x80\x02h\x05.".to_vec(), "was not remembered"),
+        (b"\x80\x02X\xff\xff\xff\xff.".to_vec(), "ends within an instruction"),
+        (
+            b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.".to_vec(),
+            "arguments it does not take",
+        ),
+        (b"\x80\x02cbuiltins\neval\n.".to_vec(), "asks for \"builtins\" \"eval\""),
+        (b"\x80\x02".to_vec(), "ends within an instruction"),
+    ] {
+        let (message, hint) = refusal(&archive(&pickle));
+        assert!(message.contains(rule), "{message} should say {rule}");
+        assert!(!hint.is_empty());
+    }
+}
+
+/// A nesting of a million tuples and marks costs no recursion.
+#[test]
+fn deep_nesting_is_harmless() {
+    for op in [&b"\x85"[..], b"(", b"}", b"Nh\x00"] {
+        let mut pickle = b"\x80\x02Nq\x00".to_vec();
+        for _ in 0..1_000_000 {
+            pickle.extend(op);
+        }
+        pickle.push(b'.');
+        assert!(
+            parse(Path::new("x"), &archive(&pickle)).is_ok() == (op == b"}"),
+            "{op:?}"
+        );
+    }
+}
+
+fn all_within(header: &Header, len: usize) {
+    for info in header.tensors() {
+        assert!(info.range.end <= len && info.range.start <= info.range.end);
+        assert_eq!(info.dtype.byte_len(&info.shape), Some(info.range.len()));
+    }
+}
+
+#[test]
+fn every_mutation_of_one_byte_and_every_cut_is_refused_or_within_the_file() {
+    for name in ["weights.bin", "weights4.bin"] {
+        let whole = bytes(name);
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for change in [0x01, 0x80, 0xff] {
+                let mut broken = whole.clone();
+                broken[at] ^= change;
+                match parse(Path::new("x"), &broken) {
+                    Ok(header) => all_within(&header, broken.len()),
+                    Err(_) => refused += 1,
+                }
+            }
+            if let Ok(header) = parse(Path::new("x"), &whole[..at]) {
+                all_within(&header, at);
+            }
+        }
+        assert!(refused > whole.len() / 4, "{refused} of {} refused", 3 * whole.len());
+    }
+}

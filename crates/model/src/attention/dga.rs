@@ -1,0 +1,135 @@
+//! DGA: dynamic group attention. Few tokens stay as they are, the others are attended in groups.
+//!
+//! Paper: "Curse of High Dimensionality Issue in Transformer for Long-context Modeling", S. Zhang, Z. You, Y. Chen,
+//! Z. Wen, Q. Wang, Z. Qiu, Y. Li, M. Tan (ICML 2025, arXiv 2505.22107). Attention puts nearly all its mass on few tokens,
+//! yet every token costs the same. DGA keeps a share of *focal* tokens as single key/value pairs and replaces every m of
+//! the rest by one aggregated pair. A query inside an unfinished group still sees that group's earlier members one by one
+//! (the *complement*), so nothing is dropped. There are no parameters.
+//!
+//! Symbols: B rows, T tokens, L tokens of a row that are no padding, H query heads, Hk key heads, hd head dimension; m
+//! group size, gamma focal ratio, r scoring queries, J groups. Keys are rotated before they are averaged.
+//!
+//! Importance of a token: the attention it receives from the last r queries, summed over the query heads of its key head
+//! (`score_mode = "last_strided"`: half of r from the end, half evenly spaced). Focal: the ceil(gamma L) largest, ties to
+//! the lower index. The others in order, m at a time, are the groups; a rest below m (the *tail*) stays single. Group j
+//! with last token e: `w = mean over heads of softmax(q[e] K_Gᵀ scale)`, `k_j = w K_G`, `v_j = w V_G`. A query at i sees
+//! singles up to i, groups with e <= i, and of the others the members up to i: every token of 0..=i exactly once.
+//!
+//! Two selections:
+//! - `global`: as above over the whole prompt; the paper's. Which tokens are focal depends on later queries, so with a
+//!   whole text at once a token's logits depend on later tokens. Perplexities measured so are not honest.
+//! - `causal_block`: the paper's decoding schedule for every token, strictly causal. What it leaves open is settled so:
+//!   - Tokens are cut into blocks of b = m' (default ceil(m / (1 - gamma)), the paper's 1.1 m). Within its block a query
+//!     sees single tokens; a block is compressed after its last token has been attended to, and is seen in compressed form
+//!     from the next token on.
+//!   - A block has max(1, floor((b - ceil(gamma b)) / m)) groups of m; every other token of it is focal. So nothing is
+//!     left over, and no token waits for a later block.
+//!   - The block's newest query alone scores its tokens and weights its groups (earlier queries are not cached), softmax
+//!     over the block only, summed over the query heads of a key head.
+//!   - The last, unfinished block stays exact.
+//!
+//!   Every decision about a token thus depends on tokens of its own block at most, which no earlier query saw compressed.
+//!
+//! Decoding is the same rule in both selections: new tokens go to an exact buffer (at first the prompt's tail); when it
+//! holds m' tokens, the newest query turns it into focal tokens and groups. These are never revisited. A call with several
+//! tokens on a filled cache is the same as one call per token.
+//!
+//! Left open elsewhere, and what is done here:
+//! - A prompt of at most `min_len` tokens (default m') is attended exactly under `global`, and is all buffer afterwards.
+//! - `group_bias`: one aggregated pair stands for m but has one exponential. `entropy` adds H(w), the first-order
+//!   correction that is exact for the weighting query if Hk = H; `logm` adds ln m; `none` (default) is the paper.
+//! - `sink`: the first tokens are always focal. `layers`: which layers; the others are exact.
+//! - Whole prompts in f32 use the vector kernel (`fast.rs`), tested against the plain loops of `grouped.rs`; gradients are
+//!   plain loops.
+//! - Padding never is focal, never enters a group, and yields zeros. Counts follow each row's own length.
+//! - Selection passes no gradient; the weights w do.
+//! - The cache holds f32 values whatever the weights are.
+//! - Averaging keys before their rotation and rotating once is not offered.
+
+mod cache;
+mod config;
+mod fast;
+mod grouped;
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use super::{Attention, FullAttention};
+use crate::{
+    ctx::Ctx,
+    error::{ModelError, Result},
+    layer_cache::LayerCache,
+    param::Param,
+};
+use ounce_tensor::Tensor;
+
+pub use cache::DgaCache;
+pub(super) use config::configure;
+pub use config::{DgaConfig, GroupBias, ScoreMode, Selection};
+pub use grouped::{Head, Shape, attention, heads};
+pub use layout::{Group, Layout};
+
+/// Attention over single tokens and groups.
+pub struct Dga {
+    base: FullAttention,
+    config: DgaConfig,
+    layer: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Dga {
+    /// Grouped attention with the maps of `base`, which belongs to layer `layer` of `config`.
+    pub(super) fn new(dga: DgaConfig, config: &crate::ModelConfig, layer: usize, base: FullAttention) -> Self {
+        Self {
+            base,
+            config: dga,
+            layer,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        }
+    }
+}
+
+impl Attention for Dga {
+    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let p = self.base.project(x_btd, ctx)?;
+        let shape = Shape {
+            batch: ctx.batch,
+            len: ctx.len,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+        };
+        let out = match ctx.cache.as_deref_mut() {
+            None => attention(&p.q, &p.k, &p.v, &shape, &ctx.spans, &self.config)?,
+            Some(cache) => {
+                let own = cache.own_layer(self.layer).and_then(|l| l.as_any().downcast_mut());
+                let Some(own): Option<&mut DgaCache> = own else {
+                    return Err(ModelError::Cache(format!(
+                        "layer {} shrinks its keys and values, which this cache cannot; use the model's own cache",
+                        self.layer
+                    )));
+                };
+                own.attend(&p.q, &p.k, &p.v, &shape, &ctx.spans)?
+            }
+        };
+        self.base.output(&out, ctx)
+    }
+
+    fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
+        self.base.visit(f);
+    }
+
+    fn layer_cache(&self, batch: usize) -> Option<Box<dyn LayerCache>> {
+        Some(Box::new(DgaCache::new(
+            self.config.clone(),
+            batch,
+            self.kv_heads,
+            self.head_dim,
+        )))
+    }
+}

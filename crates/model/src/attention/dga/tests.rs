@@ -1,0 +1,426 @@
+//! The function by itself: exact limits, the audit of what is seen, gradients, padding, decoding.
+
+use super::{
+    DgaCache, DgaConfig, GroupBias, Layout, Selection, Shape,
+    grouped::{attention, attention_with, heads},
+};
+use crate::layer_cache::LayerCache;
+use ounce_kernels::{Compute, Philox};
+use ounce_tensor::{
+    Tensor, gradcheck,
+    ops::{self, AttentionConfig, KeyValue, RowSpan},
+};
+use proptest::prelude::*;
+
+fn normal(n: usize, seed: u64) -> Vec<f64> {
+    (0..n).map(|i| Philox::normal(seed, 11, 0, i as u64)).collect()
+}
+
+fn f32s(n: usize, seed: u64) -> Vec<f32> {
+    normal(n, seed).into_iter().map(|x| x as f32).collect()
+}
+
+fn shape(batch: usize, len: usize, heads: usize, kv_heads: usize) -> Shape {
+    Shape {
+        batch,
+        len,
+        heads,
+        kv_heads,
+        head_dim: 6,
+        scale: 0.5,
+    }
+}
+
+fn qkv(s: &Shape, seed: u64) -> [Tensor; 3] {
+    let make = |heads: usize, seed: u64| {
+        let n = s.batch * s.len * heads * s.head_dim;
+        Tensor::new(f32s(n, seed), &[s.batch, s.len, heads, s.head_dim]).unwrap()
+    };
+    [
+        make(s.heads, seed),
+        make(s.kv_heads, seed + 1),
+        make(s.kv_heads, seed + 2),
+    ]
+}
+
+fn spans(s: &Shape) -> Vec<RowSpan> {
+    vec![
+        RowSpan {
+            q_start: 0,
+            kv_begin: 0,
+            kv_len: s.len
+        };
+        s.batch
+    ]
+}
+
+fn exact([q, k, v]: &[Tensor; 3], s: &Shape) -> Vec<f32> {
+    let config = AttentionConfig {
+        causal: true,
+        window: None,
+        scale: s.scale,
+        compute: Compute::F32,
+    };
+    ops::attention(q, KeyValue::Tensor(k), KeyValue::Tensor(v), &spans(s), config)
+        .unwrap()
+        .to_f32()
+}
+
+fn grouped([q, k, v]: &[Tensor; 3], s: &Shape, config: &DgaConfig) -> Vec<f32> {
+    attention(q, k, v, s, &spans(s), config).unwrap().to_f32()
+}
+
+fn config(group_size: usize, focal_ratio: f64, selection: Selection) -> DgaConfig {
+    DgaConfig {
+        selection,
+        min_len: 0,
+        score_queries: 8,
+        ..DgaConfig::new(group_size, focal_ratio)
+    }
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+}
+
+const BOTH: [Selection; 2] = [Selection::Global, Selection::CausalBlock];
+
+#[test]
+fn the_limits_are_exact_attention() {
+    for (heads, kv_heads) in [(4, 4), (4, 2), (3, 1)] {
+        let s = shape(2, 37, heads, kv_heads);
+        let inputs = qkv(&s, 1);
+        let reference = exact(&inputs, &s);
+        for selection in BOTH {
+            for (name, m, gamma) in [("gamma = 1", 4, 1.0), ("m = 1", 1, 0.2), ("m > L", 38, 0.1)] {
+                let got = grouped(&inputs, &s, &config(m, gamma, selection));
+                assert!(worst(&got, &reference) < 2e-6, "{name}, {selection:?}");
+            }
+            let got = grouped(&inputs, &s, &config(4, 0.1, selection));
+            assert!(
+                worst(&got, &reference) > 1e-3,
+                "{selection:?}: groups change the function"
+            );
+        }
+        let short = DgaConfig {
+            min_len: 37,
+            ..config(4, 0.1, Selection::Global)
+        };
+        assert!(worst(&grouped(&inputs, &s, &short), &reference) < 2e-6, "L <= min_len");
+    }
+}
+
+#[test]
+fn with_the_entropy_bias_the_weighting_query_is_exact() {
+    // One group, nothing focal: the last query sees its group only, by its own weights.
+    let s = shape(1, 8, 2, 2);
+    let inputs = qkv(&s, 3);
+    let mut dga = config(8, 0.0, Selection::Global);
+    let width = 2 * s.head_dim;
+    let last = 7 * width..8 * width;
+    let reference = exact(&inputs, &s);
+    assert!(worst(&grouped(&inputs, &s, &dga)[last.clone()], &reference[last.clone()]) < 1e-6);
+    // With focal tokens the masses matter: only the bias makes them right.
+    dga.focal_ratio = 0.2;
+    dga.group_size = 6;
+    let plain = worst(&grouped(&inputs, &s, &dga), &reference);
+    dga.group_bias = GroupBias::Entropy;
+    let layout = &heads::<f32>(&inputs[0], &inputs[1], &inputs[2], &s, &spans(&s), &dga).unwrap()[0].layout;
+    let at = layout.groups[0].query * width;
+    let corrected = grouped(&inputs, &s, &dga);
+    assert!(worst(&corrected[at..at + s.head_dim], &reference[at..at + s.head_dim]) < 1e-6);
+    assert!(plain > 1e-3);
+}
+
+fn layouts([q, k, v]: &[Tensor; 3], s: &Shape, dga: &DgaConfig) -> Vec<Layout> {
+    let made = heads::<f32>(q, k, v, s, &spans(s), dga).unwrap();
+    made.into_iter().map(|h| h.layout).collect()
+}
+
+/// `inputs` with token `at` of row 0 replaced.
+fn disturbed(inputs: &[Tensor; 3], s: &Shape, at: usize) -> [Tensor; 3] {
+    [0, 1, 2].map(|i| {
+        let width = inputs[i].numel() / (s.batch * s.len);
+        let mut values = inputs[i].to_f32();
+        values[at * width..(at + 1) * width].copy_from_slice(&f32s(width, 99 + i as u64));
+        Tensor::new(values, inputs[i].shape()).unwrap()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_query_sees_every_earlier_token_once(len in 1usize..60, m in 1usize..9, gamma in 0.0f64..1.0,
+        block: bool, sink in 0usize..2, seed in 0u64..1000) {
+        let s = shape(1, len, 2, 1);
+        let mut dga = config(m, gamma, BOTH[usize::from(block)]);
+        dga.sink = sink.min(dga.m_prime.map_or(0, |b| dga.block_split(b).0));
+        let inputs = qkv(&s, seed);
+        let mut seen = Vec::new();
+        for layout in layouts(&inputs, &s, &dga) {
+            for i in 0..len {
+                layout.visible(i, &mut seen);
+                let mut tokens: Vec<usize> = seen.iter().flat_map(|&x| match x.checked_sub(len) {
+                    None => vec![x],
+                    Some(j) => layout.groups[j].members.clone(),
+                }).collect();
+                tokens.sort_unstable();
+                prop_assert_eq!(tokens, (0..=i).collect::<Vec<_>>(), "query {}", i);
+            }
+            if !block {
+                let focal = (gamma * len as f64).ceil() as usize;
+                prop_assert_eq!(layout.focal.len(), focal.max(dga.sink).min(len));
+                prop_assert_eq!(layout.groups.len(), (len - layout.focal.len()) / m);
+            }
+            prop_assert!((0..dga.sink.min(layout.focal.len())).all(|t| layout.focal.contains(&t)));
+        }
+    }
+
+    #[test]
+    fn the_kernel_equals_the_plain_loops(len in 1usize..90, m in 1usize..9, gamma in 0.0f64..1.0, block: bool,
+        bias in 0usize..3, group in 0usize..3, left in 0usize..5, right in 0usize..5, seed in 0u64..1000) {
+        let (heads_q, kv_heads) = [(4, 4), (4, 2), (3, 1)][group];
+        let s = shape(1, len + left + right, heads_q, kv_heads);
+        let mut dga = config(m, gamma, BOTH[usize::from(block)]);
+        dga.group_bias = [GroupBias::None, GroupBias::LogM, GroupBias::Entropy][bias];
+        let [q, k, v] = &qkv(&s, seed);
+        let span = [RowSpan { q_start: 0, kv_begin: left, kv_len: left + len }];
+        let made = heads::<f32>(q, k, v, &s, &span, &dga).unwrap();
+        let plain = super::grouped::outputs(&made, &s, &span);
+        let fast = super::fast::outputs(&made, &s, &span, dga.blocks());
+        prop_assert!(worst(&fast, &plain) < 5e-6, "{}", worst(&fast, &plain));
+    }
+
+    #[test]
+    fn causal_block_never_looks_ahead(len in 2usize..60, m in 1usize..7, gamma in 0.0f64..0.9, at in 0usize..60,
+        entropy: bool, seed in 0u64..1000) {
+        let at = at % len;
+        let s = shape(1, len, 4, 2);
+        let mut dga = config(m, gamma, Selection::CausalBlock);
+        dga.group_bias = if entropy { GroupBias::Entropy } else { GroupBias::None };
+        let inputs = qkv(&s, seed);
+        let before = grouped(&inputs, &s, &dga);
+        let after = grouped(&disturbed(&inputs, &s, at), &s, &dga);
+        let width = s.heads * s.head_dim;
+        // Not close: the same bits.
+        prop_assert_eq!(&before[..at * width], &after[..at * width]);
+        prop_assert_ne!(&before[at * width..(at + 1) * width], &after[at * width..(at + 1) * width]);
+    }
+
+    #[test]
+    fn frozen_global_layouts_are_causal(len in 12usize..50, at in 0usize..50, seed in 0u64..1000) {
+        let at = at % len;
+        let s = shape(1, len, 4, 2);
+        let dga = config(4, 0.15, Selection::Global);
+        let inputs = qkv(&s, seed);
+        let frozen = layouts(&inputs, &s, &dga);
+        let run = |[q, k, v]: &[Tensor; 3]| {
+            attention_with(q, k, v, &s, &spans(&s), &dga, &frozen).unwrap().to_f32()
+        };
+        let (before, after) = (run(&inputs), run(&disturbed(&inputs, &s, at)));
+        let width = s.heads * s.head_dim;
+        prop_assert_eq!(&before[..at * width], &after[..at * width]);
+    }
+
+    #[test]
+    fn decoding_with_causal_blocks_equals_the_whole_at_once(len in 2usize..50, m in 1usize..7, gamma in 0.0f64..0.9,
+        prompt in 1usize..50, chunk in 1usize..5, sink in 0usize..2, biased: bool, seed in 0u64..1000) {
+        let s = shape(1, len, 4, 2);
+        let mut dga = config(m, gamma, Selection::CausalBlock);
+        dga.group_bias = if biased { GroupBias::Entropy } else { GroupBias::None };
+        dga.sink = sink.min(dga.m_prime.map_or(0, |b| dga.block_split(b).0));
+        let inputs = qkv(&s, seed);
+        let whole = grouped(&inputs, &s, &dga);
+        let mut cache = DgaCache::new(dga, 1, 2, s.head_dim);
+        let mut from = 0;
+        let mut got = Vec::new();
+        while from < len {
+            let n = if from == 0 { prompt.min(len) } else { chunk.min(len - from) };
+            got.extend(part(&inputs, &s, &mut cache, from, n));
+            from += n;
+        }
+        prop_assert!(worst(&got, &whole) < 1e-5, "{}", worst(&got, &whole));
+    }
+}
+
+/// Tokens `from..from + n` through the cache.
+fn part(inputs: &[Tensor; 3], s: &Shape, cache: &mut DgaCache, from: usize, n: usize) -> Vec<f32> {
+    let [q, k, v] = [0, 1, 2].map(|i| {
+        let t = &inputs[i];
+        let flat = ops::reshape(t, &[s.len, t.numel() / s.len]).unwrap();
+        let rows = ops::narrow_rows(&flat, from, from + n).unwrap();
+        ops::reshape(&rows, &[1, n, t.shape()[2], s.head_dim]).unwrap()
+    });
+    let span = RowSpan {
+        q_start: from,
+        kv_begin: 0,
+        kv_len: from + n,
+    };
+    let shape = Shape { len: n, ..*s };
+    cache.attend(&q, &k, &v, &shape, &[span]).unwrap().to_f32()
+}
+
+#[test]
+fn decoding_after_a_global_prompt_equals_the_same_groups_at_once() {
+    let s = shape(1, 90, 4, 2);
+    let mut dga = config(4, 0.2, Selection::Global);
+    dga.group_bias = GroupBias::Entropy;
+    let inputs = qkv(&s, 5);
+    let (prompt, block) = (33, dga.m_prime.unwrap());
+    // The layout that decoding must come to: the prompt's, then one compression whenever the buffer is full.
+    let short = [0, 1, 2].map(|i| {
+        let t = &inputs[i];
+        let flat = ops::reshape(t, &[90, t.numel() / 90]).unwrap();
+        let rows = ops::narrow_rows(&flat, 0, prompt).unwrap();
+        ops::reshape(&rows, &[1, prompt, t.shape()[2], s.head_dim]).unwrap()
+    });
+    let prompt_shape = Shape { len: prompt, ..s };
+    let mut expected = layouts(&short, &prompt_shape, &dga);
+    let (qs, ks) = (inputs[0].to_f32(), inputs[1].to_f32());
+    let hd = s.head_dim;
+    let mut compressions = 0;
+    for (g, layout) in expected.iter_mut().enumerate() {
+        layout.len = 90;
+        for t in prompt..90 {
+            layout.tail.push(t);
+            if layout.tail.len() == block {
+                let queries: Vec<&[f32]> = (0..2).map(|a| &qs[(t * 4 + g * 2 + a) * hd..][..hd]).collect();
+                let keys: Vec<f32> = layout
+                    .tail
+                    .iter()
+                    .flat_map(|t| &ks[(t * 2 + g) * hd..][..hd])
+                    .copied()
+                    .collect();
+                let (focal, groups) = super::layout::split_block(&queries, &keys, 0.5, &dga, 0);
+                layout.focal.extend(focal.iter().map(|&f| layout.tail[f]));
+                for members in groups {
+                    layout.groups.push(super::Group {
+                        members: members.iter().map(|&m| layout.tail[m]).collect(),
+                        query: t,
+                        close: t + 1,
+                    });
+                }
+                layout.tail.clear();
+                compressions += 1;
+            }
+        }
+        layout.focal.sort_unstable();
+    }
+    let tail = layouts(&short, &prompt_shape, &dga)[0].tail.len();
+    assert_eq!(
+        compressions,
+        2 * ((tail + 90 - prompt) / block),
+        "floor((tail + new) / m') per key head"
+    );
+    let [q, k, v] = &inputs;
+    let whole = attention_with(q, k, v, &s, &spans(&s), &dga, &expected)
+        .unwrap()
+        .to_f32();
+    let mut cache = DgaCache::new(dga.clone(), 1, 2, hd);
+    let first = part(&inputs, &s, &mut cache, 0, prompt);
+    let width = s.heads * hd;
+    assert!(worst(&first, &grouped(&short, &prompt_shape, &dga)) < 1e-6);
+    for t in prompt..90 {
+        let got = part(&inputs, &s, &mut cache, t, 1);
+        assert!(worst(&got, &whole[t * width..(t + 1) * width]) < 1e-5, "token {t}");
+    }
+    for g in 0..2 {
+        let layout = &expected[g];
+        assert_eq!(
+            cache.entries(0, g),
+            (layout.focal.len() + layout.groups.len(), layout.tail.len())
+        );
+    }
+}
+
+#[test]
+fn the_cache_shrinks_and_goes_back_only_within_its_buffer() {
+    let s = shape(1, 64, 2, 1);
+    let inputs = qkv(&s, 6);
+    let mut cache = DgaCache::new(config(8, 0.1, Selection::CausalBlock), 1, 1, s.head_dim);
+    part(&inputs, &s, &mut cache, 0, 31);
+    // Blocks of 9: 3 closed ones of 1 focal and 1 group each, 4 tokens in the buffer.
+    assert_eq!((cache.entries(0, 0), LayerCache::len(&cache)), ((6, 4), 31));
+    assert!(cache.cannot_truncate(26).unwrap().contains("compressed for good"));
+    assert!(cache.cannot_truncate(27).is_none());
+    let kept = cache.snapshot();
+    let once = part(&inputs, &s, &mut cache, 31, 1);
+    cache.truncate(29);
+    assert_eq!((cache.entries(0, 0), LayerCache::len(&cache)), ((6, 2), 29));
+    part(&inputs, &s, &mut cache, 29, 2);
+    assert_eq!(part(&inputs, &s, &mut cache, 31, 1), once);
+    assert_eq!(kept.len(), 31);
+}
+
+#[test]
+fn padding_changes_no_real_token() {
+    for selection in BOTH {
+        let dga = config(4, 0.2, selection);
+        let single = shape(1, 30, 4, 2);
+        let inputs = qkv(&single, 8);
+        let alone = grouped(&inputs, &single, &dga);
+        // 5 pads on the left, 3 on the right, and a second row that is all real.
+        let s = shape(2, 38, 4, 2);
+        let padded = [0, 1, 2].map(|i| {
+            let width = inputs[i].numel() / 30;
+            let mut values = f32s(5 * width, 50);
+            values.extend(inputs[i].to_f32());
+            values.extend(f32s((3 + 38) * width, 60 + i as u64));
+            Tensor::new(values, &[2, 38, inputs[i].shape()[2], s.head_dim]).unwrap()
+        });
+        let mut spans = spans(&s);
+        spans[0] = RowSpan {
+            q_start: 0,
+            kv_begin: 5,
+            kv_len: 35,
+        };
+        let width = s.heads * s.head_dim;
+        let [q, k, v] = &padded;
+        let out = attention(q, k, v, &s, &spans, &dga).unwrap().to_f32();
+        assert_eq!(&out[5 * width..35 * width], &alone[..], "{selection:?}");
+        assert!(
+            out[..5 * width]
+                .iter()
+                .chain(&out[35 * width..38 * width])
+                .all(|&x| x == 0.0)
+        );
+        let mut cache = DgaCache::new(dga, 2, 2, s.head_dim);
+        assert_eq!(cache.attend(q, k, v, &s, &spans).unwrap().to_f32(), out);
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for selection in BOTH {
+        for (heads_q, kv_heads) in [(2, 2), (4, 2)] {
+            for group_bias in [GroupBias::None, GroupBias::LogM, GroupBias::Entropy] {
+                let s = Shape {
+                    head_dim: 3,
+                    ..shape(1, 14, heads_q, kv_heads)
+                };
+                let dga = DgaConfig {
+                    group_bias,
+                    ..config(3, 0.2, selection)
+                };
+                let make =
+                    |heads: usize, seed: u64| Tensor::new(normal(14 * heads * 3, seed), &[1, 14, heads, 3]).unwrap();
+                let inputs = [make(heads_q, 21), make(kv_heads, 22), make(kv_heads, 23)];
+                let made = heads::<f64>(&inputs[0], &inputs[1], &inputs[2], &s, &spans(&s), &dga).unwrap();
+                let frozen: Vec<Layout> = made.into_iter().map(|h| h.layout).collect();
+                assert!(frozen.iter().all(|l| l.groups.len() >= 2));
+                let weights = Tensor::new(normal(14 * heads_q * 3, 24), &[1, 14, heads_q, 3]).unwrap();
+                let worst = gradcheck(&inputs, |x| {
+                    let y = attention_with(&x[0], &x[1], &x[2], &s, &spans(&s), &dga, &frozen).unwrap();
+                    ops::sum(&ops::mul(&y, &weights)?)
+                })
+                .unwrap();
+                assert!(
+                    worst < 1e-7,
+                    "{selection:?} {heads_q}/{kv_heads} {group_bias:?}: {worst}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,738 @@
+//! MoH: mixture-of-head attention. Each token uses some of the heads only.
+//!
+//! Paper: "MoH: Multi-Head Attention as Mixture-of-Head Attention", P. Jin, B. Zhu, L. Yuan, S. Yan (ICML 2025,
+//! arXiv 2410.11842). Multi-head attention is a sum over heads, and for a given token few of them matter. So heads are
+//! treated as experts: the first ones are always on, each token picks K of the others, and the sum becomes a weighted one.
+//! No head is added. A trained model can be converted with a router that has no parameters.
+//!
+//! Symbols: N tokens, `x [N,D]` normalised input, H heads of which the first h_s are shared and h_r = H - h_s routed, K
+//! routed heads active per token; head outputs `H_i [N,hd]`, gates `g [N,H]`: `out = concat_i(g_i H_i) W_O`.
+//!
+//! Two routers:
+//! - `two_stage`: `s = softmax(x wg_1ᵀ) [N,h_s]`, `r = softmax(x wgᵀ) [N,h_r]`, `r̂` = the K largest of r, renormalised,
+//!   `(a1,a2) = softmax(x wg_0ᵀ)`; gates `2 a1 h_s s` and `2 a2 K r̂`. Uniform routers give gates of 1.
+//! - `query_norm`: the K routed heads with the longest queries, gates 0 or 1. In training the gate passes its gradient
+//!   straight to `p = softmax(n / std(n))`, n the norms of the routed heads' queries, std unbiased.
+//!
+//! Left open by the paper, or different in its code, and what is done here:
+//! - The paper's equation 5 has neither the factors nor the renormalisation; its code has. `scaling` chooses, the code's
+//!   form is the default.
+//! - Without shared heads the gate is `K r̂` (no wg_0); one shared head has s = 1 (no wg_1); with all heads shared K is 0
+//!   and the gate `H softmax(x wg_1ᵀ)`: still learned. Some but not all heads shared and K = 0 would leave heads that
+//!   nothing ever uses: refused.
+//! - Equal scores: the lower head wins. The norms of one routed head, or equal norms, have no spread: no gradient.
+//! - The straight-through gradient reaches the selected heads; `straight_through = "all"` passes it to all of them.
+//! - Norms are taken of the query before its rotation changes nothing but rounding; routers run in f32.
+//! - Balance loss as in the code: `h_r Σ_i P_i f_i`, P the mean score, f the share of tokens that select i (a constant),
+//!   mean over layers, times `balance`. Padding takes no part.
+//! - Every key and value is computed, kept and visible: a later token may select any head.
+//!
+//! Released code computes all heads and multiplies by the mask. Here inference over several tokens gathers the active
+//! (token, head) pairs and computes attention for those only; training and single tokens use the dense form, which is the
+//! reference.
+
+use super::{Attention, Cost, FullAttention, Method};
+use crate::{
+    config::{Keys, ModelConfig, QkNorm, refuse},
+    ctx::Ctx,
+    error::Result,
+    param::{Linear, Param},
+    topk::top_k,
+    weights::Weights,
+};
+use ounce_kernels::Float;
+use ounce_tensor::{Compute, DType, Element, Tensor, TensorError, ops};
+use std::sync::Arc;
+
+/// How routed heads are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Router {
+    /// By the norm of the query; no parameters.
+    QueryNorm,
+    /// By learned maps.
+    TwoStage,
+}
+
+/// Form of the learned gates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// As in the published code: gates average one.
+    Implemented,
+    /// As in the published equation.
+    Paper,
+}
+
+/// `moh` of a configuration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MohConfig {
+    /// How routed heads are chosen.
+    pub router: Router,
+    /// h_s: heads 0..h_s are always on.
+    pub shared_heads: usize,
+    /// K.
+    pub active_routed_heads: usize,
+    /// Form of the learned gates.
+    pub scaling: Scaling,
+    /// Pass the straight-through gradient to every routed head, selected or not.
+    pub straight_through_all: bool,
+    /// Coefficient of the balance loss (training only).
+    pub balance: f64,
+}
+
+/// Reads the key `moh`.
+pub(super) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Arc<dyn Method>> {
+    const KNOWN: &[&str] = &[
+        "router",
+        "shared_heads",
+        "active_routed_heads",
+        "scaling",
+        "straight_through",
+        "balance",
+    ];
+    let Some(map) = keys.object("moh", KNOWN)? else {
+        return keys.bad("moh", "must be an object");
+    };
+    let inner = Keys { file: keys.file, map };
+    let bad = |key: &str, rule: String, hint: &str| refuse(keys.file, &format!("moh.{key}"), rule, hint);
+    let heads = config.heads;
+    let router = match inner.text("router")? {
+        Some("query_norm") => Router::QueryNorm,
+        Some("two_stage") => Router::TwoStage,
+        other => {
+            return bad(
+                "router",
+                format!("knows \"query_norm\" and \"two_stage\", is {other:?}"),
+                "query_norm needs no weights of its own",
+            );
+        }
+    };
+    let counted = |key: &str| match inner.count(key, 0..=1 << 20)? {
+        Some(n) => Ok(n),
+        None => refuse(
+            keys.file,
+            &format!("moh.{key}"),
+            "is missing",
+            "a whole number of heads",
+        ),
+    };
+    let (shared, active) = (counted("shared_heads")?, counted("active_routed_heads")?);
+    if shared > heads {
+        return bad(
+            "shared_heads",
+            format!("must be at most num_attention_heads = {heads}, is {shared}"),
+            "shared heads are the first of all heads",
+        );
+    }
+    if active > heads - shared {
+        return bad(
+            "active_routed_heads",
+            format!("must be at most the {} routed heads, is {active}", heads - shared),
+            "routed heads are those that are not shared",
+        );
+    }
+    if active == 0 && shared < heads {
+        return bad(
+            "active_routed_heads",
+            format!("is 0, so that {} heads would never be used", heads - shared),
+            "share all heads, or let each token pick at least one",
+        );
+    }
+    if router == Router::QueryNorm && config.qk_norm != QkNorm::None {
+        return bad(
+            "router",
+            "\"query_norm\" needs queries whose norms differ, and this family normalises them".into(),
+            "use \"two_stage\"",
+        );
+    }
+    let balance = inner.number("balance")?.unwrap_or(0.01);
+    if balance < 0.0 {
+        return bad(
+            "balance",
+            format!("must not be negative, is {balance}"),
+            "0 turns it off",
+        );
+    }
+    Ok(Arc::new(MohConfig {
+        router,
+        shared_heads: shared,
+        active_routed_heads: active,
+        scaling: match inner.text("scaling")? {
+            None | Some("implemented") => Scaling::Implemented,
+            Some("paper") => Scaling::Paper,
+            Some(other) => {
+                return bad("scaling", format!("is \"{other}\""), "\"implemented\" or \"paper\"");
+            }
+        },
+        straight_through_all: match inner.text("straight_through")? {
+            None | Some("selected") => false,
+            Some("all") => true,
+            Some(other) => {
+                return bad("straight_through", format!("is \"{other}\""), "\"selected\" or \"all\"");
+            }
+        },
+        balance,
+    }))
+}
+
+impl Method for MohConfig {
+    fn key(&self) -> &'static str {
+        "moh"
+    }
+
+    fn describe(&self) -> String {
+        let router = match self.router {
+            Router::QueryNorm => "query-norm",
+            Router::TwoStage => "two-stage",
+        };
+        format!(
+            "{} shared heads, {} routed heads per token ({router} router)",
+            self.shared_heads, self.active_routed_heads
+        )
+    }
+
+    fn build(&self, config: &ModelConfig, layer: usize, weights: &mut dyn Weights) -> Result<Box<dyn Attention>> {
+        Ok(Box::new(Moh::new(*self, config, layer, weights)?))
+    }
+
+    fn costs(&self, config: &ModelConfig, context: usize, element: usize) -> Vec<Cost> {
+        let (l, h, c) = (config.layers.len() as f64, config.heads as f64, config.head_dim as f64);
+        let (d, s) = (config.hidden_size as f64, context as f64);
+        let rho = (self.shared_heads + self.active_routed_heads) as f64 / h;
+        let router = match self.router {
+            Router::QueryNorm => 0.0,
+            Router::TwoStage => self.router_rows(config.heads) as f64 * d * l,
+        };
+        let kv = (config.kv_bytes_per_token(element) * context) as f64;
+        vec![
+            Cost {
+                what: "parameters of the routers".into(),
+                full: 0.0,
+                method: router,
+                formula: "layers · D · router rows",
+            },
+            Cost {
+                what: "heads per token and layer".into(),
+                full: h,
+                method: rho * h,
+                formula: "h_s + K",
+            },
+            Cost {
+                what: format!("attention FLOPs per token, {context} tokens in context"),
+                full: 4.0 * s * h * c * l,
+                method: 4.0 * s * h * c * l * rho,
+                formula: "layers · 4 · S · H · hd, times (h_s + K) / H where heads are skipped",
+            },
+            Cost {
+                what: "router FLOPs per token".into(),
+                full: 0.0,
+                method: 2.0 * router,
+                formula: "layers · 2 · D · router rows",
+            },
+            Cost {
+                what: format!("KV bytes, {context} tokens in context"),
+                full: kv,
+                method: kv,
+                formula: "unchanged: a later token may select any head",
+            },
+        ]
+    }
+}
+
+impl MohConfig {
+    /// Rows of `wg_0`, `wg_1` and `wg` together: which maps exist depends on the split.
+    fn router_rows(&self, heads: usize) -> usize {
+        let (shared, k) = (self.shared_heads, self.active_routed_heads);
+        let stages = if shared > 0 && k > 0 { 2 } else { 0 };
+        stages + if shared > 1 { shared } else { 0 } + (heads - shared)
+    }
+}
+
+/// Attention whose heads are gated per token.
+pub struct Moh {
+    base: FullAttention,
+    config: MohConfig,
+    layer: usize,
+    layers: usize,
+    heads: usize,
+    head_dim: usize,
+    /// `wg [h_r,D]`: scores of the routed heads.
+    routed: Option<Linear>,
+    /// `wg_1 [h_s,D]`: weights of the shared heads.
+    shared: Option<Linear>,
+    /// `wg_0 [2,D]`: shared against routed.
+    stages: Option<Linear>,
+}
+
+/// Gates of all heads, and what the balance loss needs.
+struct Gates {
+    /// `[N,H]`.
+    all: Tensor,
+    /// Which heads compute anything `[N·H]`.
+    active: Vec<bool>,
+    /// Scores of the routed heads `[N,h_r]`, where they were needed.
+    scores: Option<Tensor>,
+}
+
+impl Moh {
+    /// The attention of layer `layer`.
+    ///
+    /// # Errors
+    /// If a weight is missing or has the wrong shape.
+    pub fn new(moh: MohConfig, config: &ModelConfig, layer: usize, weights: &mut dyn Weights) -> Result<Self> {
+        let base = FullAttention::new(config, layer, weights)?;
+        let (prefix, d) = (format!("model.layers.{layer}.self_attn"), config.hidden_size);
+        let (shared, routed) = (moh.shared_heads, config.heads - moh.shared_heads);
+        let learned = moh.router == Router::TwoStage;
+        let mut map = |name: &str, rows: usize, wanted: bool| {
+            (learned && wanted)
+                .then(|| weights.linear(&format!("{prefix}.{name}"), rows, d, false))
+                .transpose()
+        };
+        Ok(Self {
+            base,
+            config: moh,
+            layer,
+            layers: config.layers.len(),
+            heads: config.heads,
+            head_dim: config.head_dim,
+            routed: map("wg", routed, routed > 0)?,
+            shared: map("wg_1", shared, shared > 1)?,
+            stages: map("wg_0", 2, shared > 0 && routed > 0)?,
+        })
+    }
+
+    /// Gates `[N,H]` from learned maps of `x [N,D]`.
+    fn two_stage(&self, x_nd: &Tensor) -> Result<Gates> {
+        let (n, h, hs) = (x_nd.rows(), self.heads, self.config.shared_heads);
+        let (hr, k) = (h - hs, self.config.active_routed_heads);
+        let paper = self.config.scaling == Scaling::Paper;
+        let softmax = |map: &Linear| -> Result<Tensor> { Ok(ops::softmax(&map.forward(x_nd, Compute::F32)?)?) };
+        let stages = self.stages.as_ref().map(softmax).transpose()?;
+        // Factor of one stage on its heads: 2 a · count in the code's form, a in the paper's.
+        let staged = |part: Tensor, stage: usize, count: usize| -> Result<Tensor> {
+            let part = ops::scale(&part, if paper { 1.0 } else { count as f64 })?;
+            match &stages {
+                None => Ok(part),
+                Some(a) => {
+                    let a = ops::take_last(a, &vec![stage; n], 1)?;
+                    let a = ops::scale(&a, if paper { 1.0 } else { 2.0 })?;
+                    Ok(ops::scale_rows(&part, &a)?)
+                }
+            }
+        };
+        let (mut parts, mut places, mut scores) = (Vec::new(), Vec::new(), None);
+        let mut active = vec![false; n * h];
+        if hs > 0 {
+            let s = match &self.shared {
+                Some(map) => softmax(map)?,
+                None => constant(&vec![1.0; n], &[n, 1], x_nd.dtype())?,
+            };
+            parts.push(ops::reshape(&staged(s, 0, hs)?, &[n * hs, 1])?);
+            places.extend((0..n).flat_map(|t| (0..hs).map(move |i| t * h + i)));
+        }
+        if let Some(map) = &self.routed {
+            let r = softmax(map)?;
+            let chosen: Vec<usize> = r.to_f32().chunks_exact(hr).flat_map(|row| top_k(row, k)).collect();
+            let mut picked = ops::take_last(&r, &chosen, k)?;
+            if !paper {
+                picked = ops::normalize_rows(&picked)?;
+            }
+            parts.push(ops::reshape(&staged(picked, 1, k)?, &[n * k, 1])?);
+            places.extend(chosen.iter().enumerate().map(|(i, &head)| i / k * h + hs + head));
+            scores = Some(r);
+        }
+        for &place in &places {
+            active[place] = true;
+        }
+        let parts: Vec<&Tensor> = parts.iter().collect();
+        let all = ops::scatter_add_rows(&ops::concat_rows(&parts)?, &places, n * h)?;
+        Ok(Gates {
+            all: ops::reshape(&all, &[n, h])?,
+            active,
+            scores,
+        })
+    }
+
+    /// Gates `[N,H]` of 0 and 1 from queries `[N·H,hd]`, with the straight-through gradient if one is wanted.
+    fn query_norm(&self, q: &Tensor) -> Result<Gates> {
+        let (h, hs) = (self.heads, self.config.shared_heads);
+        let (n, hr, k) = (q.rows() / h, h - hs, self.config.active_routed_heads);
+        let mut active = vec![false; n * h];
+        let norms: Vec<f32> = match q.dtype() {
+            DType::F64 => norms(q.values::<f64>().unwrap_or_default(), self.head_dim),
+            _ => norms(q.values::<f32>().unwrap_or_default(), self.head_dim),
+        };
+        for (row, on) in norms.chunks_exact(h).zip(active.chunks_exact_mut(h)) {
+            on[..hs].fill(true);
+            for head in top_k(&row[hs..], k) {
+                on[hs + head] = true;
+            }
+        }
+        let gates: Vec<f64> = active.iter().map(|&on| f64::from(u8::from(on))).collect();
+        let all = constant(&gates, &[n, h], q.dtype())?;
+        if hr == 0 || !q.needs_grad() {
+            return Ok(Gates {
+                all,
+                active,
+                scores: None,
+            });
+        }
+        let scores = norm_scores(q, h, hs)?;
+        // Forward: the gates. Backward: their gradient, handed to the scores.
+        let passes: Vec<f64> = active
+            .iter()
+            .map(|&on| f64::from(u8::from(on || self.config.straight_through_all)))
+            .collect();
+        let passes = constant(&passes, &[n, h], q.dtype())?;
+        let routed: Vec<usize> = (0..n).flat_map(|_| hs..h).collect();
+        let all = all.recorded(&[&scores], move |dy, _| {
+            let dy = ops::mul(&dy, &passes)?;
+            Ok(vec![Some(ops::take_last(&dy, &routed, hr)?)])
+        });
+        Ok(Gates {
+            all,
+            active,
+            scores: Some(scores),
+        })
+    }
+
+    /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers; padding takes no part.
+    fn balance_loss(&self, scores: &Tensor, active: &[bool], ctx: &Ctx<'_>) -> Result<Tensor> {
+        let (h, hs, hr) = (self.heads, self.config.shared_heads, scores.last_dim());
+        let real: Vec<usize> = (0..ctx.batch * ctx.len)
+            .filter(|i| {
+                let span = ctx.spans[i / ctx.len];
+                (span.kv_begin..span.kv_len).contains(&(span.q_start + i % ctx.len))
+            })
+            .collect();
+        let mut share = vec![0f64; hr];
+        for &t in &real {
+            for (share, &on) in share.iter_mut().zip(&active[t * h + hs..(t + 1) * h]) {
+                *share += f64::from(u8::from(on)) / real.len() as f64;
+            }
+        }
+        let factor = self.config.balance * hr as f64 / self.layers as f64;
+        let share: Vec<f64> = share.iter().map(|f| f * factor).collect();
+        let mean = ops::column_mean(&ops::gather_rows(scores, &real)?)?;
+        Ok(ops::sum(&ops::mul(&mean, &constant(&share, &[hr], scores.dtype())?)?)?)
+    }
+}
+
+/// Below this many tokens per row the calls for gathered heads cost more than the heads they skip.
+const SKIP_FROM: usize = 16;
+
+impl Attention for Moh {
+    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let (n, h, hd) = (ctx.batch * ctx.len, self.heads, self.head_dim);
+        let projected = self.base.project(x_btd, ctx)?;
+        let gates = match self.config.router {
+            Router::TwoStage => self.two_stage(&ops::reshape(x_btd, &[n, x_btd.last_dim()])?)?,
+            Router::QueryNorm => self.query_norm(&ops::reshape(&projected.q, &[n * h, hd])?)?,
+        };
+        if let (Some(scores), true) = (&gates.scores, self.config.balance > 0.0)
+            && scores.needs_grad()
+        {
+            let loss = self.balance_loss(scores, &gates.active, ctx)?;
+            ctx.sink.side_losses.push(loss);
+        }
+        if ctx.sink.want_head_gates {
+            ctx.sink.head_gates.push((self.layer, gates.all.detach()));
+        }
+        let trains = gates.all.needs_grad() || projected.q.needs_grad() || projected.v.needs_grad();
+        let skips = !trains && ctx.len >= SKIP_FROM && gates.active.contains(&false);
+        let out = self.base.attend(&projected, ctx, skips.then_some(&gates.active[..]))?;
+        let out = ops::reshape(&out, &[n * h, hd])?;
+        self.base
+            .output(&ops::scale_rows(&out, &ops::reshape(&gates.all, &[n * h])?)?, ctx)
+    }
+
+    fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
+        self.base.visit(f);
+        for map in [&mut self.routed, &mut self.shared, &mut self.stages]
+            .into_iter()
+            .flatten()
+        {
+            map.visit(f);
+        }
+    }
+}
+
+/// A constant in the dtype of the activations.
+fn constant(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
+    Ok(match dtype {
+        DType::F64 => Tensor::new(values.to_vec(), dims)?,
+        _ => Tensor::new(values.iter().map(|&x| x as f32).collect(), dims)?,
+    })
+}
+
+/// L2 norm of each row of `hd` values.
+fn norms<T: Float>(q: &[T], hd: usize) -> Vec<f32> {
+    q.chunks_exact(hd).map(|row| norm(row).to_f64() as f32).collect()
+}
+
+fn norm<T: Float>(row: &[T]) -> T {
+    row.iter().fold(T::ZERO, |s, &x| x.mul_add(x, s)).sqrt()
+}
+
+/// A spread of norms below this share of their mean carries no preference: scores are uniform and pass no gradient.
+const NO_SPREAD: f64 = 1e-6;
+
+/// `softmax(n / std(n)) [N,h_r]` of the norms n of heads `from..` of `q [N·H,hd]`; std is unbiased.
+fn norm_scores(q: &Tensor, heads: usize, from: usize) -> Result<Tensor> {
+    match q.dtype() {
+        DType::F64 => norm_scores_of::<f64>(q, heads, from),
+        _ => norm_scores_of::<f32>(q, heads, from),
+    }
+}
+
+fn norm_scores_of<T: Float + Element>(q: &Tensor, heads: usize, from: usize) -> Result<Tensor> {
+    let (hd, hr) = (q.last_dim(), heads - from);
+    let values = q.values::<T>().ok_or_else(|| TensorError::Dtype {
+        op: "norm_scores",
+        rule: "f32 or f64 queries",
+        got: format!("{:?}", q.dtype()),
+    })?;
+    let tokens = q.rows() / heads;
+    let mut scores = vec![T::ZERO; tokens * hr];
+    // Norms and their standard deviation, kept for the gradient.
+    let mut kept = Vec::with_capacity(tokens);
+    for (token, scores) in values.chunks_exact(heads * hd).zip(scores.chunks_exact_mut(hr)) {
+        let n: Vec<T> = token[from * hd..].chunks_exact(hd).map(norm).collect();
+        let std = spread(&n);
+        for (score, &n) in scores.iter_mut().zip(&n) {
+            *score = std.map_or(T::ZERO, |std| n / std);
+        }
+        softmax_in_place(scores);
+        kept.push((n, std));
+    }
+    let scores = Tensor::new(scores, &[tokens, hr])?;
+    let (p, q_kept) = (scores.detach(), q.detach());
+    Ok(scores.recorded(&[q], move |dy, _| {
+        let missing = || TensorError::Dtype {
+            op: "norm_scores",
+            rule: "one dtype throughout",
+            got: format!("{:?}", dy.dtype()),
+        };
+        let dp = dy.values::<T>().ok_or_else(missing)?;
+        let p = p.values::<T>().ok_or_else(missing)?;
+        let values = q_kept.values::<T>().ok_or_else(missing)?;
+        let mut dq = vec![T::ZERO; values.len()];
+        for (t, (n, std)) in kept.iter().enumerate() {
+            let Some(std) = *std else { continue };
+            let (p, dp) = (&p[t * hr..(t + 1) * hr], &dp[t * hr..(t + 1) * hr]);
+            let mean_dp = p.iter().zip(dp).fold(T::ZERO, |s, (&p, &d)| s + p * d);
+            let dz: Vec<T> = p.iter().zip(dp).map(|(&p, &d)| p * (d - mean_dp)).collect();
+            let count = T::from_f64(hr as f64);
+            let mean = n.iter().fold(T::ZERO, |s, &n| s + n) / count;
+            // z = n / std, and std itself moves with every n: d std / d n_i = (n_i - mean) / ((h_r - 1) std).
+            let along = dz.iter().zip(n).fold(T::ZERO, |s, (&d, &n)| s + d * n) / (std * std);
+            for i in 0..hr {
+                let dn = dz[i] / std - along * (n[i] - mean) / ((count - T::ONE) * std);
+                if n[i] > T::ZERO {
+                    let at = (t * heads + from + i) * hd;
+                    for c in at..at + hd {
+                        dq[c] = dn * values[c] / n[i];
+                    }
+                }
+            }
+        }
+        Ok(vec![Some(Tensor::new(dq, q_kept.shape())?)])
+    }))
+}
+
+/// Unbiased standard deviation; none where it means nothing.
+fn spread<T: Float>(n: &[T]) -> Option<T> {
+    if n.len() < 2 {
+        return None;
+    }
+    let count = T::from_f64(n.len() as f64);
+    let mean = n.iter().fold(T::ZERO, |s, &n| s + n) / count;
+    let squares = n.iter().fold(T::ZERO, |s, &n| s + (n - mean) * (n - mean));
+    let std = (squares / (count - T::ONE)).sqrt();
+    (std > mean * T::from_f64(NO_SPREAD)).then_some(std)
+}
+
+fn softmax_in_place<T: Float>(row: &mut [T]) {
+    let max = row.iter().fold(T::NEG_INFINITY, |m, &x| m.max(x));
+    let mut sum = T::ZERO;
+    for x in row.iter_mut() {
+        *x = (*x - max).exp();
+        sum += *x;
+    }
+    for x in row {
+        *x /= sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ctx::Sink, weights::FreshWeights};
+    use ounce_tensor::{Gradients, Solo, gradcheck, ops::RowSpan};
+    use serde_json::json;
+
+    const T: usize = 5;
+
+    fn f64s(n: usize, seed: u64) -> Vec<f64> {
+        (0..n)
+            .map(|i| ounce_kernels::Philox::normal(seed, 3, 0, i as u64))
+            .collect()
+    }
+
+    /// A layer in f64 and a context for 5 tokens in one row.
+    fn layer(moh: &serde_json::Value) -> Moh {
+        let config = json!({
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4, "moh": moh,
+        });
+        let config = ModelConfig::parse("test", &config).unwrap();
+        let parsed = MohConfig {
+            router: if moh["router"] == "two_stage" {
+                Router::TwoStage
+            } else {
+                Router::QueryNorm
+            },
+            shared_heads: moh["shared_heads"].as_u64().unwrap() as usize,
+            active_routed_heads: moh["active_routed_heads"].as_u64().unwrap() as usize,
+            scaling: if moh["scaling"] == "paper" {
+                Scaling::Paper
+            } else {
+                Scaling::Implemented
+            },
+            straight_through_all: moh["straight_through"] == "all",
+            balance: 0.5,
+        };
+        let mut layer = Moh::new(parsed, &config, 0, &mut FreshWeights { seed: 5, std: 0.5 }).unwrap();
+        layer.visit(&mut |p| p.tensor = p.tensor.cast(DType::F64).unwrap());
+        layer
+    }
+
+    fn ctx() -> Ctx<'static> {
+        static SOLO: Solo = Solo;
+        let angles: Vec<f64> = (0..T * 2).map(|i| (i / 2) as f64 * 0.3).collect();
+        Ctx {
+            ids: &[],
+            embeddings: None,
+            batch: 1,
+            len: T,
+            spans: vec![RowSpan {
+                q_start: 0,
+                kv_begin: 0,
+                kv_len: T,
+            }],
+            cos: Tensor::new(angles.iter().map(|a| a.cos()).collect(), &[T, 2]).unwrap(),
+            sin: Tensor::new(angles.iter().map(|a| a.sin()).collect(), &[T, 2]).unwrap(),
+            cache: None,
+            compute: Compute::F32,
+            collective: &SOLO,
+            sink: Sink::default(),
+        }
+    }
+
+    /// A scalar of the layer's output and its side loss.
+    fn scalar(layer: &Moh, x: &Tensor) -> ounce_tensor::Result<Tensor> {
+        let mut ctx = ctx();
+        // Side losses are made only where somebody trains: the numeric side must train, too.
+        let x = &if x.needs_grad() { x.clone() } else { x.requires_grad() };
+        let y = layer.forward(x, &mut ctx).map_err(|e| match e {
+            crate::ModelError::Tensor(e) => e,
+            other => panic!("{other}"),
+        })?;
+        let weights = Tensor::new(f64s(y.numel(), 9), y.shape())?;
+        let mut loss = ops::sum(&ops::mul(&y, &weights)?)?;
+        for side in &ctx.sink.side_losses {
+            loss = ops::add(&ops::reshape(&loss, &[1])?, &ops::reshape(side, &[1])?)?;
+        }
+        Ok(loss)
+    }
+
+    #[test]
+    fn learned_routers_match_finite_differences() {
+        for (shared, k) in [(0, 2), (1, 2), (2, 2), (6, 0)] {
+            for scaling in ["implemented", "paper"] {
+                let moh = json!({"router": "two_stage", "shared_heads": shared, "active_routed_heads": k,
+                    "scaling": scaling});
+                let mut with_weights = layer(&moh);
+                let mut inputs = vec![Tensor::new(f64s(T * 12, 1), &[1, T, 12]).unwrap()];
+                with_weights.visit(&mut |p| inputs.push(p.tensor.clone()));
+                let worst = gradcheck(&inputs, |inputs| {
+                    let mut layer = layer(&moh);
+                    let mut given = inputs[1..].iter();
+                    layer.visit(&mut |p| p.tensor = given.next().unwrap().clone());
+                    scalar(&layer, &inputs[0])
+                })
+                .unwrap();
+                assert!(worst < 1e-6, "{shared}+{k} {scaling}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn norm_scores_match_finite_differences() {
+        let q = Tensor::new(f64s(3 * 6 * 4, 2), &[18, 4]).unwrap();
+        let weights = Tensor::new(f64s(3 * 4, 8), &[3, 4]).unwrap();
+        let worst = gradcheck(&[q], |q| {
+            ops::sum(&ops::mul(&norm_scores(&q[0], 6, 2).unwrap(), &weights)?)
+        })
+        .unwrap();
+        assert!(worst < 1e-7, "{worst}");
+    }
+
+    /// dL/dp_i := dL/dgate_i for the selected heads, by hand: the gates are replaced by scores that had them as values.
+    #[test]
+    fn the_straight_through_gradient_is_the_surrogate() {
+        for all in [false, true] {
+            let moh = json!({"router": "query_norm", "shared_heads": 2, "active_routed_heads": 2,
+                "straight_through": if all { "all" } else { "selected" }});
+            let layer = layer(&moh);
+            let q = Tensor::new(f64s(T * 6 * 4, 4), &[T * 6, 4]).unwrap().requires_grad();
+            let gates = layer.query_norm(&q).unwrap();
+            let upstream = f64s(T * 6, 6);
+            let mut ours = Gradients::new();
+            gates
+                .all
+                .backward_from(Tensor::new(upstream.clone(), &[T, 6]).unwrap(), &mut ours)
+                .unwrap();
+            let p = norm_scores(&q, 6, 2).unwrap();
+            let dp: Vec<f64> = (0..T * 4)
+                .map(|i| {
+                    let at = i / 4 * 6 + 2 + i % 4;
+                    if all || gates.active[at] { upstream[at] } else { 0.0 }
+                })
+                .collect();
+            let mut expected = Gradients::new();
+            p.backward_from(Tensor::new(dp, &[T, 4]).unwrap(), &mut expected)
+                .unwrap();
+            let (a, b) = (ours.get(&q).unwrap(), expected.get(&q).unwrap());
+            assert_eq!(a.values::<f64>(), b.values::<f64>());
+            assert!(a.to_f32().iter().any(|&x| x != 0.0));
+        }
+    }
+
+    #[test]
+    fn equal_norms_select_the_lower_head_and_pass_no_gradient() {
+        let layer = layer(&json!({"router": "query_norm", "shared_heads": 2, "active_routed_heads": 1}));
+        let q = Tensor::new(vec![1f64; T * 6 * 4], &[T * 6, 4]).unwrap().requires_grad();
+        let gates = layer.query_norm(&q).unwrap();
+        assert_eq!(&gates.all.to_f32()[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        let mut gradients = Gradients::new();
+        ops::sum(&gates.all).unwrap().backward(&mut gradients).unwrap();
+        assert!(gradients.get(&q).unwrap().to_f32().iter().all(|&g| g == 0.0));
+    }
+
+    #[test]
+    fn padding_takes_no_part_in_the_balance_loss() {
+        let layer = layer(&json!({"router": "two_stage", "shared_heads": 2, "active_routed_heads": 2}));
+        let scores = Tensor::new(vec![0.25f64; T * 4], &[T, 4]).unwrap();
+        let mut active = vec![true; T * 6];
+        let mut with_pad = ctx();
+        with_pad.spans[0].kv_begin = 1;
+        // Token 0 is a pad that selected everything; the others select heads 2 and 3.
+        for t in 1..T {
+            active[t * 6 + 4..t * 6 + 6].fill(false);
+        }
+        let loss = layer.balance_loss(&scores, &active, &with_pad).unwrap().item().unwrap();
+        // balance h_r sum_i P_i f_i = 0.5 * 4 * (0.25 * 1 + 0.25 * 1).
+        assert!((loss - 1.0).abs() < 1e-12, "{loss}");
+    }
+}

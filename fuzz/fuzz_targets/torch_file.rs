@@ -1,0 +1,16 @@
+//! Any bytes as a weights-only PyTorch file: refused, or every tensor lies within the file at its declared length.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use ounce_formats::torch::parse;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(header) = parse(Path::new("fuzz"), bytes) else { return };
+    for info in header.tensors() {
+        let view = header.view(bytes, &info.name).expect("a listed tensor is in the file");
+        assert_eq!(Some(view.bytes.len()), view.dtype.byte_len(view.shape));
+        let _ = (view.to_f32_vec(), view.to_i64_vec());
+    }
+});
