@@ -19,6 +19,7 @@ pub(crate) fn tiny(vocab: usize, max_positions: usize) -> Model {
         rope_theta: 10000.0,
         rms_norm_eps: 1e-5,
         initializer_range: 0.3,
+        residual: ounce_model::Residual::default(),
     };
     let config = shape.to_config(vocab, None, None).unwrap();
     Model::new(config, &mut FreshWeights { seed: 7, std: 0.3 }).unwrap()

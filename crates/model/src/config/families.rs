@@ -6,7 +6,7 @@
 use super::{
     FfnConfig, LayerConfig, ModelConfig, MoeConfig, MoeNames, QkNorm, RopeConfig, RopeScaling, keys::Keys, refuse,
 };
-use crate::error::Result;
+use crate::{error::Result, residual};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -19,6 +19,21 @@ struct Family {
 const FAMILIES: &[Family] = &[
     Family {
         model_type: "llama",
+        used: &["attention_bias", "mlp_bias", "pretraining_tp"],
+    },
+    Family {
+        model_type: residual::LADDER,
+        // `auto_map` names the authors' own code for this wiring, which is implemented here and never executed.
+        used: &[
+            "attention_bias",
+            "mlp_bias",
+            "pretraining_tp",
+            "ladder_layers",
+            "auto_map",
+        ],
+    },
+    Family {
+        model_type: residual::PARALLEL,
         used: &["attention_bias", "mlp_bias", "pretraining_tp"],
     },
     Family {
@@ -172,7 +187,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "ladder_layers",
-        "ladder residual wiring changes every layer; this version cannot run it",
+        "ladder residual wiring changes every layer, and only model_type \"llamaLadder\" has it",
     ),
     (
         "enc_chunk_size",
@@ -216,6 +231,7 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
         let key = key.as_str();
         if let Some((_, why)) = REFUSED.iter().find(|(k, _)| *k == key)
             && !map[key].is_null()
+            && !family.used.contains(&key)
         {
             return refuse(file, key, *why, "");
         }
@@ -264,7 +280,9 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
             format!("only \"silu\" is implemented for this family, is \"{act}\""),
         );
     }
-    if base == "llama" && keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1 {
+    if matches!(base, "llama" | residual::LADDER | residual::PARALLEL)
+        && keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1
+    {
         return keys.bad("pretraining_tp", "only 1 is implemented");
     }
     let layer_count = keys.count("num_hidden_layers", 1..=4096)?;
@@ -274,6 +292,17 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
     let max_positions = keys.count("max_position_embeddings", 1..=1 << 40)?.unwrap_or(2048);
     let windows = windows(keys, base, layer_count)?;
     let ffns = ffns(keys, base, merged, layer_count)?;
+    let wirings = match residual::wirings(base, keys.get("ladder_layers"), layer_count) {
+        Ok(wirings) => wirings,
+        Err(rule) => {
+            return refuse(
+                keys.file,
+                "ladder_layers",
+                rule,
+                "an integer n is the last n layers, a list names layers from 0",
+            );
+        }
+    };
     let bias = keys.flag("attention_bias", false)?;
     Ok(ModelConfig {
         model_type: base.into(),
@@ -283,7 +312,8 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         layers: windows
             .into_iter()
             .zip(ffns)
-            .map(|(window, ffn)| LayerConfig { window, ffn })
+            .zip(wirings)
+            .map(|((window, ffn), wiring)| LayerConfig { window, ffn, wiring })
             .collect(),
         heads,
         kv_heads,

@@ -7,7 +7,10 @@ mod families;
 mod keys;
 mod recipe;
 
-use crate::error::{ModelError, Result};
+use crate::{
+    error::{ModelError, Result},
+    residual::Wiring,
+};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -63,6 +66,8 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// What fills the feed-forward slot.
     pub ffn: FfnConfig,
+    /// How both slots are wired around the residual stream.
+    pub wiring: Wiring,
 }
 
 /// The feed-forward slot.

@@ -1,7 +1,7 @@
 //! The model section of a training recipe: few keys, turned into the `config.json` of a stock family.
 
-use super::ModelConfig;
-use crate::error::Result;
+use super::{ModelConfig, refuse};
+use crate::{error::Result, residual::Residual};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -57,6 +57,9 @@ pub struct ModelShape {
     /// Standard deviation of fresh weights.
     #[serde(default = "default_std")]
     pub initializer_range: f64,
+    /// Residual wiring; one sub-block after the other if absent.
+    #[serde(default, skip_serializing_if = "Residual::is_sequential")]
+    pub residual: Residual,
 }
 
 impl ModelShape {
@@ -85,6 +88,9 @@ impl ModelShape {
             map.insert("num_experts_per_tok".into(), self.experts_per_token.unwrap_or(2).into());
             map.insert("router_aux_loss_coef".into(), self.balance.into());
         }
+        if let Value::Object(map) = &mut config {
+            self.residual.write(map, self.layers);
+        }
         config
     }
 
@@ -93,6 +99,15 @@ impl ModelShape {
     /// # Errors
     /// If a value is out of range.
     pub fn to_config(&self, vocab_size: usize, bos: Option<u32>, eos: Option<u32>) -> Result<ModelConfig> {
-        ModelConfig::parse("[model] of the recipe", &self.to_json(vocab_size, bos, eos))
+        const FILE: &str = "[model] of the recipe";
+        if self.experts.is_some() && !self.residual.is_sequential() {
+            return refuse(
+                FILE,
+                "residual",
+                "wirings other than sequential are defined for dense models only",
+                "remove `experts`, or `residual`",
+            );
+        }
+        ModelConfig::parse(FILE, &self.to_json(vocab_size, bos, eos))
     }
 }
