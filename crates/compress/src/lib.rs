@@ -20,6 +20,7 @@ pub mod statistics;
 mod calibrate;
 mod error;
 pub mod hc_smoe;
+pub mod ladder;
 mod merge;
 mod output;
 

@@ -16,7 +16,7 @@ use std::{
 const VOCABULARY: usize = 37;
 const LAYERS: usize = 4;
 
-fn shape(residual: Residual) -> ModelShape {
+fn shape(residual: &Residual) -> ModelShape {
     serde_json::from_value(json!({
         "hidden_size": 24, "layers": LAYERS, "heads": 4, "kv_heads": 2, "intermediate_size": 20,
         "initializer_range": 0.3, "max_positions": 64, "residual": residual,
@@ -31,7 +31,7 @@ fn ladder(layers: &[usize]) -> Residual {
 }
 
 /// Fresh weights of one seed: all wirings get the same, because names and shapes are the same.
-fn model(residual: Residual) -> Model {
+fn model(residual: &Residual) -> Model {
     let config = shape(residual).to_config(VOCABULARY, None, None).unwrap();
     Model::new(config, &mut fresh()).unwrap()
 }
@@ -141,14 +141,14 @@ fn two_streams(k: usize, ladder: &[usize]) -> usize {
 #[test]
 fn all_layers_read_the_stream_of_two_outputs_ago() {
     let oracle = Oracle {
-        parts: model(Residual::default()),
+        parts: model(&Residual::default()),
     };
     let ids = ids(11, 1);
-    let ours = logits(&model(Residual::Ladder { layers: None }), &ids, 1);
+    let ours = logits(&model(&Residual::Ladder { layers: None }), &ids, 1);
     let theirs = oracle.logits(|k| k.saturating_sub(1), &ids);
     assert!(worst(&ours, &theirs) < 1e-4);
     // The oracle can tell wirings apart.
-    let sequential = logits(&model(Residual::default()), &ids, 1);
+    let sequential = logits(&model(&Residual::default()), &ids, 1);
     assert!(worst(&sequential, &oracle.logits(|k| k, &ids)) < 1e-4);
     assert!(worst(&ours, &sequential) > 0.1);
 }
@@ -156,7 +156,7 @@ fn all_layers_read_the_stream_of_two_outputs_ago() {
 #[test]
 fn mixed_layers_follow_the_two_stream_recurrence() {
     let oracle = Oracle {
-        parts: model(Residual::default()),
+        parts: model(&Residual::default()),
     };
     let ids = ids(9, 2);
     for list in [
@@ -169,7 +169,7 @@ fn mixed_layers_follow_the_two_stream_recurrence() {
         vec![1, 3],
         vec![0, 1, 2, 3],
     ] {
-        let ours = logits(&model(ladder(&list)), &ids, 1);
+        let ours = logits(&model(&ladder(&list)), &ids, 1);
         let theirs = oracle.logits(|k| two_streams(k, &list), &ids);
         assert!(worst(&ours, &theirs) < 1e-4, "{list:?}");
     }
@@ -178,10 +178,10 @@ fn mixed_layers_follow_the_two_stream_recurrence() {
 #[test]
 fn parallel_layers_read_one_stream() {
     let oracle = Oracle {
-        parts: model(Residual::default()),
+        parts: model(&Residual::default()),
     };
     let ids = ids(9, 3);
-    let ours = logits(&model(Residual::Parallel {}), &ids, 1);
+    let ours = logits(&model(&Residual::Parallel {}), &ids, 1);
     assert!(worst(&ours, &oracle.logits(|k| k - k % 2, &ids)) < 1e-4);
 }
 
@@ -189,7 +189,7 @@ fn parallel_layers_read_one_stream() {
 fn without_attention_or_without_feed_forward_the_wirings_agree() {
     for silenced in ["o_proj", "down_proj"] {
         let run = |residual: Residual| {
-            let config = shape(residual).to_config(VOCABULARY, None, None).unwrap();
+            let config = shape(&residual).to_config(VOCABULARY, None, None).unwrap();
             let weights = &mut Silenced {
                 inner: fresh(),
                 silenced,
@@ -216,7 +216,7 @@ proptest! {
     /// Any way of cutting a sequence into cached pieces gives the logits of a full forward, and a batch those of its rows.
     #[test]
     fn pieces_equal_the_whole_and_batches_their_rows(residual in chosen(), cuts in prop::collection::vec(1usize..5, 1..6)) {
-        let model = model(residual);
+        let model = model(&residual);
         let n: usize = cuts.iter().sum();
         let (a, b) = (ids(n, 6), ids(n, 7));
         let whole = logits(&model, &a, 1);
@@ -250,7 +250,7 @@ struct Ranks {
 
 /// One rank of a group of threads. Each sum travels on a thread of its own, after a delay, as on a network.
 struct Rank {
-    rank: usize,
+    number: usize,
     group: Arc<Ranks>,
     started: Mutex<usize>,
     /// `(started, number)` and `(awaited, number)`, in order.
@@ -287,7 +287,7 @@ impl Pending for Sum {
 
 impl Collective for Rank {
     fn rank(&self) -> usize {
-        self.rank
+        self.number
     }
     fn size(&self) -> usize {
         self.group.size
@@ -297,7 +297,7 @@ impl Collective for Rank {
         let number = *started;
         *started += 1;
         self.log.lock().unwrap().push((true, number));
-        let (group, rank, values) = (self.group.clone(), self.rank, partial.to_f32());
+        let (group, rank, values) = (self.group.clone(), self.number, partial.to_f32());
         let pause = Duration::from_micros((self.delay)(rank, number));
         let sender = std::thread::spawn(move || {
             std::thread::sleep(pause);
@@ -356,7 +356,7 @@ fn run_ranks(residual: &Residual, size: usize, prompt: &[u32], new: usize, delay
         table: Mutex::new(Table::default()),
         arrived: Condvar::new(),
     });
-    let mut json = shape(residual.clone()).to_json(VOCABULARY, None, None);
+    let mut json = shape(residual).to_json(VOCABULARY, None, None);
     json["head_dim"] = json!(6);
     for key in ["num_attention_heads", "num_key_value_heads", "intermediate_size"] {
         json[key] = json!(json[key].as_u64().unwrap() as usize / size);
@@ -390,7 +390,7 @@ fn run_rank(
     let model = Model::new(config, weights).unwrap();
     let log = Arc::new(Mutex::new(Vec::new()));
     let collective = Rank {
-        rank,
+        number: rank,
         group,
         started: Mutex::new(0),
         log: log.clone(),
@@ -412,7 +412,7 @@ fn run_rank(
         });
         last = out[out.len() - VOCABULARY..].to_vec();
         if step == 0 {
-            first_log = log.lock().unwrap().clone();
+            first_log.clone_from(&log.lock().unwrap());
         }
         from = ids.len();
         if step < new {
@@ -449,7 +449,7 @@ fn two_ranks_equal_one_for_every_wiring() {
             }
             assert_eq!(two[0].1, two[1].1, "ranks disagree: {residual:?}");
         }
-        let whole = logits(&model(residual), &one.0, 1);
+        let whole = logits(&model(&residual), &one.0, 1);
         assert!(worst(&one.1, &whole[whole.len() - VOCABULARY..]) < 1e-4);
     }
 }
@@ -502,7 +502,7 @@ fn gradients_agree_with_finite_differences_in_f64() {
     let ids = ids(5, 9);
     let targets: Vec<i64> = ids.iter().rev().map(|&id| i64::from(id)).collect();
     for residual in [ladder(&[0, 1, 2, 3]), ladder(&[1, 2]), Residual::Parallel {}] {
-        let config = shape(residual).to_config(VOCABULARY, None, None).unwrap();
+        let config = shape(&residual).to_config(VOCABULARY, None, None).unwrap();
         let build = |moved| Model::new(config.clone(), &mut Doubles { inner: fresh(), moved }).unwrap();
         let loss = |model: &Model| {
             let input = Batch {
@@ -549,7 +549,7 @@ fn widen(t: &Tensor) -> Tensor {
 // ---- configuration ----
 
 fn parse(change: impl Fn(&mut Value)) -> Result<ModelConfig, String> {
-    let mut json = shape(ladder(&[1, 2])).to_json(VOCABULARY, None, None);
+    let mut json = shape(&ladder(&[1, 2])).to_json(VOCABULARY, None, None);
     change(&mut json);
     ModelConfig::parse("config.json", &json).map_err(|e| format!("{e} | {}", e.hint().unwrap_or_default()))
 }
@@ -575,10 +575,10 @@ fn a_ladder_is_never_loaded_as_a_plain_llama() {
         "{error}"
     );
     // Nor by programs that look at the architecture.
-    let written = shape(ladder(&[1])).to_json(VOCABULARY, None, None);
+    let written = shape(&ladder(&[1])).to_json(VOCABULARY, None, None);
     assert_eq!(written["architectures"], json!(["LlamaLadderForCausalLM"]));
     assert_eq!(written["model_type"], "llamaLadder");
-    let parallel = shape(Residual::Parallel {}).to_json(VOCABULARY, None, None);
+    let parallel = shape(&Residual::Parallel {}).to_json(VOCABULARY, None, None);
     assert_eq!(parallel["model_type"], "ounce_parallel");
     // No list at all is a standard model, and so is an empty one.
     for standard in [json!(null), json!([]), json!(0)] {
@@ -594,14 +594,17 @@ fn a_ladder_is_never_loaded_as_a_plain_llama() {
 
 #[test]
 fn recipes_refuse_unknown_keys_mixtures_and_lists_beyond_the_model() {
-    let mut mixture = shape(ladder(&[0]));
+    let mut mixture = shape(&ladder(&[0]));
     (mixture.experts, mixture.experts_per_token) = (Some(4), Some(2));
     let error = mixture.to_config(VOCABULARY, None, None).unwrap_err().to_string();
     assert!(error.contains("key \"residual\"") && error.contains("dense"), "{error}");
     let beyond = Residual::Ladder {
         layers: Some(LadderLayers::Last(LAYERS + 1)),
     };
-    let error = shape(beyond).to_config(VOCABULARY, None, None).unwrap_err().to_string();
+    let error = shape(&beyond)
+        .to_config(VOCABULARY, None, None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the last 5 layers of a model that has 4"), "{error}");
     for unknown in [json!({"wiring": "parallel", "layers": 2}), json!({"wiring": "braid"})] {
         assert!(serde_json::from_value::<Residual>(unknown).is_err());
