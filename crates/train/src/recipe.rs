@@ -5,7 +5,7 @@
 
 use crate::{
     error::{Result, TrainError},
-    objective::ObjectiveConfig,
+    objective::{ObjectiveConfig, Problem},
     optimizer::OptimizerConfig,
     schedule::Schedule,
 };
@@ -189,12 +189,12 @@ impl Recipe {
             .map_err(|e: toml::de::Error| fail("", e.message().to_owned(), "docs/training.md lists all keys"))?;
         match recipe.problem() {
             None => Ok(recipe),
-            Some((key, rule)) => Err(fail(key, rule, "")),
+            Some(Problem { key, rule, hint }) => Err(fail(key, rule, hint)),
         }
     }
 
     /// The first key out of range.
-    fn problem(&self) -> Option<(&'static str, String)> {
+    fn problem(&self) -> Option<Problem> {
         let (run, opt) = (&self.run, &self.optimizer);
         let checks: &[(&str, bool, &str)] = &[
             (
@@ -243,14 +243,20 @@ impl Recipe {
             ),
         ];
         if let Some((key, _, rule)) = checks.iter().find(|(_, holds, _)| !holds) {
-            return Some((key, (*rule).into()));
+            return Some(Problem {
+                key,
+                rule: (*rule).into(),
+                hint: "",
+            });
+        }
+        if let Some(problem) = self.objective.problem(run.length) {
+            return Some(problem);
         }
         let positions = self.model.as_ref()?.max_positions;
-        (run.length > positions).then(|| {
-            (
-                "run.length",
-                format!("must be at most model.max_positions = {positions}, is {}", run.length),
-            )
+        (run.length > positions).then(|| Problem {
+            key: "run.length",
+            rule: format!("must be at most model.max_positions = {positions}, is {}", run.length),
+            hint: "",
         })
     }
 

@@ -4,7 +4,7 @@ use crate::{
     checkpoint::{self, Snapshot, State},
     corpus::Corpus,
     error::{Result, TrainError},
-    objective::Objective,
+    objective::{At, Objective},
     optimizer::Optimizer,
     recipe::{Recipe, TokenizerConfig},
 };
@@ -134,6 +134,7 @@ pub struct TrainStep {
     pub optimizer: Optimizer,
     objective: Box<dyn Objective>,
     compute: Compute,
+    seed: u64,
 }
 
 impl TrainStep {
@@ -153,12 +154,13 @@ impl TrainStep {
             return Err(error.into());
         }
         let optimizer = Optimizer::new(recipe.optimizer, &mut model);
-        let (objective, compute) = (recipe.objective.build(), recipe.run.compute.into());
+        let objective = recipe.objective.build(recipe.run.length);
         Ok(Self {
             model,
             optimizer,
             objective,
-            compute,
+            compute: recipe.run.compute.into(),
+            seed: recipe.run.seed,
         })
     }
 
@@ -183,8 +185,9 @@ impl TrainStep {
         let mut gradients = Gradients::new();
         let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
         let n = micro_batches.len() as f64;
+        let at = At { seed: self.seed, step };
         for batch in micro_batches {
-            let made = self.objective.loss(&self.model, batch, self.compute)?;
+            let made = self.objective.loss(&self.model, batch, at, self.compute)?;
             let value = made.total.item()?;
             if !value.is_finite() {
                 return Err(TrainError::Diverged { step, loss: value });
@@ -243,7 +246,8 @@ pub fn estimate(recipe: &Recipe) -> Result<Estimate> {
         ounce_model::config::FfnConfig::Moe(m) => m.width * m.top_k,
     };
     let per_token: usize = config.layers.iter().map(|l| 16 * config.hidden_size + 4 * ffn(l)).sum();
-    let micro = recipe.run.micro_batch() * recipe.run.length;
+    let objective = recipe.objective.build(recipe.run.length);
+    let micro = objective.forward_rows(recipe.run.micro_batch()) * recipe.run.length;
     Ok(Estimate {
         parameters,
         tokens: recipe.run.steps * tokens as u64,
@@ -331,13 +335,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         let last = done == run.steps;
         let due = |every: u64| every > 0 && done % every == 0;
         if (due(run.eval_every) || last)
-            && let Some((loss, bits)) = corpus.evaluate(
-                &trainer.model,
-                &*trainer.objective,
-                run.length,
-                run.eval_tokens,
-                trainer.compute,
-            )?
+            && let Some((loss, bits)) = corpus.evaluate(&trainer.model, run.length, run.eval_tokens, trainer.compute)?
         {
             let evaluation = Evaluation {
                 step: done,

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod linkage;
+mod long_short;
 mod merge;
 
 use ounce_formats::{Dtype, FormatError, SafetensorsFile, fsx};
@@ -143,6 +144,7 @@ fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let case: Value = serde_json::from_str(&text).map_err(|e| VerifyError::Case(format!("{}: {e}", path.display())))?;
     match case["kind"].as_str() {
         Some("checkpoint") => checkpoint::run(dir, checks),
+        Some("function") if case["fn"] == "long_short" => long_short::run(dir, checks),
         Some("merge") if dir.join("model").is_dir() => merge::run(dir, checks),
         Some("merge") => linkage::run(dir, checks),
         Some(kind) => Err(VerifyError::Case(format!("kind \"{kind}\" is not supported"))),
