@@ -84,7 +84,7 @@ impl Reproduction for Ladder {
         VARIANTS.to_vec()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(3, 4, 5)
+        budget.pick(8, 4, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())

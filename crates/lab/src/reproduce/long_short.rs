@@ -38,7 +38,7 @@ fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
     // Width, layers, feed-forward, vocabulary, training length, steps, batch: at most 1 M parameters up to `standard`.
     let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
         (64, 3, 160, 512, 48, 400, 8),
-        (96, 6, 256, 1024, 64, 1200, 12),
+        (96, 6, 256, 1024, 64, 1000, 12),
         (192, 8, 512, 2048, 128, 4000, 16),
     );
     let (divergence, alpha) = penalty(variant);
@@ -119,7 +119,7 @@ impl Reproduction for LongShort {
         )
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(4, 4, 5)
+        budget.pick(10, 4, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(scale(variant, seed, budget)?.recipe.to_toml())
