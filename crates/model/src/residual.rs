@@ -22,7 +22,7 @@
 //! | parallel | the stream before the layer, for both | 1 (of the added partials), waited for |
 //! | ladder | `s_(k-2)`, with `s_(-2) = e` | 2, each hidden behind the next sub-block |
 //!
-//! All of them follow from one number per sub-block: how many of the newest outputs it does *not* read ([`Reads`]). A
+//! All of them follow from one number per sub-block: how many of the newest outputs it does *not* read (`Reads`). A
 //! model may mix wirings: the first ladder layer after a standard one reads the stream without that layer's
 //! feed-forward, whose sum is then hidden too; a standard layer after a ladder one waits for both pending sums.
 //!
