@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Time kernels, training steps, decoding; write random checkpoints of real shapes
     Bench(Bench),
+    /// Run the experiment of a method: paired seeds, intervals, the paper's figures beside ours, a verdict
+    Reproduce(Reproduce),
     /// Make small corpora
     Data(Data),
     /// Check that this machine and this build are fit to run ounce
@@ -240,6 +242,10 @@ pub(crate) struct Eval {
     /// Texts for perplexity and bits per byte
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(crate) text: Vec<PathBuf>,
+    /// How much predictions on the texts depend on the length of the context, for contexts of half to all of so many
+    /// tokens (the model's training length; all its positions if left out), beside a probe of long-range use
+    #[arg(long, value_name = "TOKENS", requires = "text", num_args = 0..=1, default_missing_value = "0")]
+    pub(crate) misalignment: Option<usize>,
     /// Multiple-choice suite: piqa or blimp
     #[arg(long, value_name = "NAME")]
     pub(crate) suite: Option<String>,
@@ -328,6 +334,30 @@ pub(crate) enum BenchWhat {
     },
 }
 
+/// `ounce reproduce`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  ounce reproduce ladder --out out/ladder\n\nDIR/result.json and DIR/report.html are the \
+    result. Finished runs are reused; --resume continues after a stop, a crash or kill -9."
+)]
+pub(crate) struct Reproduce {
+    /// The method
+    #[arg(value_parser = ounce_lab::reproduce::REPRODUCTIONS.iter().map(|r| r.name()).collect::<Vec<_>>())]
+    pub(crate) method: String,
+    /// quick: 5 minutes on two quiet cores; standard: 40 minutes; full: hours
+    #[arg(long, default_value = "quick", value_parser = ["quick", "standard", "full"])]
+    pub(crate) budget: String,
+    /// Seeds, instead of the experiment's own
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub(crate) seeds: Vec<u64>,
+    /// Folder for runs, report and result
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Continue what is in the folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
 /// `ounce data`.
 #[derive(Debug, Args)]
 pub(crate) struct Data {
@@ -344,6 +374,18 @@ pub(crate) enum DataWhat {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Bytes per corpus
+        #[arg(long, default_value_t = ounce_data::toy::BYTES, value_name = "N")]
+        bytes: usize,
+        /// Seed
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        seed: u64,
+    },
+    /// Tasks over bits whose answers do or do not grow with length (mean, length, sum), each with a long-range probe
+    Length {
+        /// Output folder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Bytes of the training file
         #[arg(long, default_value_t = ounce_data::toy::BYTES, value_name = "N")]
         bytes: usize,
         /// Seed

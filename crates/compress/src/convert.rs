@@ -19,7 +19,11 @@ use std::{
 };
 
 /// The conversions. This is the one list to edit when one is added.
-pub const CONVERSIONS: &[Conversion] = &[crate::moh::CONVERSION, crate::mole_lut::CONVERSION];
+pub const CONVERSIONS: &[Conversion] = &[
+    crate::ladder::CONVERSION,
+    crate::moh::CONVERSION,
+    crate::mole_lut::CONVERSION,
+];
 
 /// A conversion by name.
 pub struct Conversion {

@@ -24,6 +24,8 @@ pub mod convert;
 mod error;
 pub mod hc_smoe;
 mod hidden;
+
+mod ladder;
 mod merge;
 mod moh;
 mod mole_lut;

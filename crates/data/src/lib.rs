@@ -6,6 +6,7 @@
 //! tokenizers: encoding is a closure.
 
 mod error;
+pub mod length;
 pub mod packing;
 pub mod readers;
 pub mod resolve;

@@ -10,6 +10,8 @@
 pub mod choice;
 mod compare;
 mod error;
+mod interval;
+pub mod misalignment;
 mod perplexity;
 mod score;
 mod statistics;
@@ -20,6 +22,8 @@ mod testing;
 pub use choice::{ChoiceItem, ChoiceReport, Encoder, ItemScore, choice_report, score_choices};
 pub use compare::{Difference, max_abs_difference};
 pub use error::{EncodeError, EvalError, Result};
+pub use interval::Interval;
+pub use misalignment::{Divergences, Misalignment, MisalignmentOptions, misalignment};
 pub use perplexity::{MAX_WINDOW, Perplexity, Window, perplexity_of_ids, perplexity_of_text, windows};
 pub use score::{Passage, Progress, ScoreOptions, log_probabilities, silent};
 pub use statistics::Accuracy;

@@ -8,6 +8,25 @@ pub enum LabError {
     /// The demo itself.
     #[error("demo: {0}")]
     Demo(String),
+    /// An experiment.
+    #[error("{what}: {rule}")]
+    Reproduce {
+        /// What was given or made.
+        what: String,
+        /// The broken rule.
+        rule: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// An experiment was told to stop; this folder can be continued.
+    #[error("stopped; {0} can be continued")]
+    Interrupted(String),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] ounce_train::TrainError),
+    /// Corpora.
+    #[error(transparent)]
+    Data(#[from] ounce_data::DataError),
     /// Files.
     #[error(transparent)]
     Format(#[from] ounce_formats::FormatError),
@@ -40,10 +59,13 @@ impl LabError {
         match self {
             Self::Format(e) => e.hint().map(str::to_owned),
             Self::Model(e) => e.hint(),
+            Self::Train(e) => e.hint(),
             Self::Eval(e) => e.hint(),
             Self::Compress(e) => e.hint(),
             Self::Checkpoint(e) => e.hint(),
-            Self::Demo(_) | Self::Recipe(_) | Self::Report(_) | Self::Tensor(_) => None,
+            Self::Reproduce { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
+            Self::Interrupted(_) => Some("run the same command with --resume".into()),
+            _ => None,
         }
     }
 }

@@ -354,5 +354,35 @@ fn methods(model: &Model) -> Vec<Method> {
             },
             command: "--attention dga",
         },
+        ladder(model),
     ]
+}
+
+/// What Ladder Residual costs and saves: nothing in parameters, cache and arithmetic; sums between ranks that hide.
+fn ladder(model: &Model) -> Method {
+    use ounce_model::{
+        Wiring,
+        residual::{LADDER, sums},
+    };
+    let config = &model.config;
+    let layers = config.layers.len();
+    let now = sums(config.layers.iter().map(|l| l.wiring));
+    let all = sums(vec![Wiring::Ladder; layers]);
+    let saved = "same parameters, cache and arithmetic. With C_a and C_m the time of attention and feed-forward and A that of \
+                 a sum, a layer takes max(C_a, A) + max(C_m, A) instead of C_a + C_m + 2A: at most twice as fast, nothing on one \
+                 device";
+    let applies = config.model_type == "llama" || config.model_type == LADDER;
+    Method {
+        name: "Ladder Residual",
+        applies,
+        why: if applies {
+            format!(
+                "across ranks, {} of {} sums of {} values per token hide behind computing (now {}); {saved}; needs training on",
+                all.hidden, all.total, config.hidden_size, now.hidden
+            )
+        } else {
+            format!("is defined for llama, the model is of family {}", config.model_type)
+        },
+        command: "ounce convert --to ladder",
+    }
 }

@@ -48,6 +48,17 @@ fn attention_methods() {
 }
 
 #[test]
+fn ladder_checkpoints() {
+    all_pass("tests/fixtures/golden", &["llama_ladder", "llama_ladder_list"], 3);
+}
+
+#[test]
+fn long_short_divergences() {
+    let cases = ["long_short", "long_short_batch", "long_short_masked"];
+    all_pass("tests/fixtures/golden", &cases, 10);
+}
+
+#[test]
 fn merged_checkpoints() {
     all_pass(
         "../compress/tests/fixtures",

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     ffn::{self, FeedForward},
     param::Param,
-    residual::{SubBlocks, Wiring},
+    residual::{self, SubBlocks, Wiring},
     weights::Weights,
 };
 use ounce_tensor::Tensor;
@@ -35,24 +35,28 @@ impl Block {
             attention: attention::build(config, layer, weights)?,
             norm2: weights.param(&format!("{prefix}.post_attention_layernorm.weight"), &d)?,
             ffn: ffn::build(config, layer, weights)?,
-            wiring: Wiring::Sequential,
+            wiring: config.layers[layer].wiring,
             eps: config.rms_norm_eps,
         })
     }
 
-    /// The block on the residual stream `x [B,T,D]`.
+    /// The block alone on the residual stream `x [B,T,D]`, with no output under way before or after it.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
     pub fn forward(&self, x: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let blocks = SubBlocks {
+        residual::run([self], x.clone(), ctx)
+    }
+
+    pub(crate) fn sub_blocks(&self) -> SubBlocks<'_> {
+        SubBlocks {
             norm1: &self.norm1,
             attention: &*self.attention,
             norm2: &self.norm2,
             ffn: &*self.ffn,
+            wiring: self.wiring,
             eps: self.eps,
-        };
-        self.wiring.forward(&blocks, x, ctx)
+        }
     }
 
     /// Visits every parameter, in checkpoint order.

@@ -129,7 +129,7 @@ fn keys_of_a_recipe_are_checked_like_those_of_a_file() {
     .unwrap();
     let error = shape.to_config(VOCABULARY, None, None).unwrap_err().to_string();
     assert!(
-        error.contains("num_experts_per_tok") && error.contains("unknown to family"),
+        error.contains("model.experts_per_token") && error.contains("unknown to family"),
         "{error}"
     );
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Result, TrainError},
-    objective::Objective,
+    objective::{At, NextToken, Objective},
     recipe::{Recipe, TokenizerConfig},
 };
 use ounce_data::{Batch, DataDir, Document, TokenStream, read_documents};
@@ -92,13 +92,12 @@ impl Corpus {
         Ok(bytes)
     }
 
-    /// Mean loss (nats per token) and bits per byte on the first `tokens` validation tokens, in windows of `length`
+    /// Mean next-token loss (nats per token; whatever the objective, so that runs compare) and bits per byte on the first `tokens` validation tokens, in windows of `length`
     /// that do not overlap; `None` without a validation text. Comparable over a run; `ounce eval` gives every token
     /// more context and so a lower figure.
     pub(crate) fn evaluate(
         &self,
         model: &Model,
-        objective: &dyn Objective,
         length: usize,
         tokens: usize,
         compute: Compute,
@@ -116,7 +115,7 @@ impl Corpus {
                 inputs: window[..end - start].to_vec(),
                 targets: window[1..].to_vec(),
             };
-            let loss = no_grad(|| objective.loss(model, &batch, compute))?;
+            let loss = no_grad(|| NextToken.loss(model, &batch, At::default(), compute))?;
             let cross_entropy = loss.parts.first().map_or(f64::NAN, |p| p.1);
             nats += cross_entropy * batch.length as f64;
             count += batch.length;

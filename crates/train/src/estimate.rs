@@ -52,7 +52,8 @@ fn cost(recipe: &Recipe, config: &ModelConfig) -> Result<Estimate> {
     let layer = |l: &LayerConfig| (16 * config.hidden_size as u64).saturating_add(ffn(l).saturating_mul(4));
     let per_token = config.layers.iter().map(layer).fold(0, u64::saturating_add);
     // Products of sizes of `[run]` were checked when the recipe was read.
-    let micro = (recipe.run.micro_batch() * recipe.run.length) as u64;
+    let objective = recipe.objective.build(recipe.run.length);
+    let micro = (objective.forward_rows(recipe.run.micro_batch()) * recipe.run.length) as u64;
     Ok(Estimate {
         parameters,
         tokens: recipe.run.steps * (recipe.run.batch * recipe.run.length) as u64,

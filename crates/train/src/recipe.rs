@@ -5,7 +5,7 @@
 
 use crate::{
     error::{Result, TrainError},
-    objective::ObjectiveConfig,
+    objective::{ObjectiveConfig, Problem},
     optimizer::OptimizerConfig,
     schedule::Schedule,
 };
@@ -200,8 +200,8 @@ impl Recipe {
         let recipe: Self = Value::Table(table)
             .try_into()
             .map_err(|e: toml::de::Error| fail(&place(&e), e.message().to_owned(), KEYS))?;
-        if let Some((key, rule)) = recipe.problem() {
-            return Err(fail(key, rule, KEYS));
+        if let Some(Problem { key, rule, hint }) = recipe.problem() {
+            return Err(fail(key, rule, if hint.is_empty() { KEYS } else { hint }));
         }
         if let Some(shape) = &recipe.model {
             shape.check().map_err(|(key, rule)| fail(&key, rule, KEYS))?;
@@ -210,7 +210,7 @@ impl Recipe {
     }
 
     /// The first key out of range.
-    fn problem(&self) -> Option<(&'static str, String)> {
+    fn problem(&self) -> Option<Problem> {
         let (run, opt) = (&self.run, &self.optimizer);
         let per_step = run.batch.checked_mul(run.length);
         let checks: &[(&str, bool, &str)] = &[
@@ -283,14 +283,20 @@ impl Recipe {
             ),
         ];
         if let Some((key, _, rule)) = checks.iter().find(|(_, holds, _)| !holds) {
-            return Some((key, (*rule).into()));
+            return Some(Problem {
+                key,
+                rule: (*rule).into(),
+                hint: "",
+            });
+        }
+        if let Some(problem) = self.objective.problem(run.length) {
+            return Some(problem);
         }
         let positions = self.model.as_ref()?.max_positions;
-        (run.length > positions).then(|| {
-            (
-                "run.length",
-                format!("must be at most model.max_positions = {positions}, is {}", run.length),
-            )
+        (run.length > positions).then(|| Problem {
+            key: "run.length",
+            rule: format!("must be at most model.max_positions = {positions}, is {}", run.length),
+            hint: "",
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Result, TrainError},
-    objective::Objective,
+    objective::{At, Objective},
     optimizer::Optimizer,
     recipe::Recipe,
 };
@@ -33,6 +33,7 @@ pub struct TrainStep {
     pub optimizer: Optimizer,
     pub(crate) objective: Box<dyn Objective>,
     pub(crate) compute: Compute,
+    seed: u64,
 }
 
 impl TrainStep {
@@ -60,12 +61,13 @@ impl TrainStep {
             return Err(error.into());
         }
         let optimizer = Optimizer::new(recipe.optimizer, &mut model);
-        let (objective, compute) = (recipe.objective.build(), recipe.run.compute.into());
+        let objective = recipe.objective.build(recipe.run.length);
         Ok(Self {
             model,
             optimizer,
             objective,
-            compute,
+            compute: recipe.run.compute.into(),
+            seed: recipe.run.seed,
         })
     }
 
@@ -86,8 +88,9 @@ impl TrainStep {
         let mut gradients = Gradients::new();
         let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
         let n = micro_batches.len() as f64;
+        let at = At { seed: self.seed, step };
         for batch in micro_batches {
-            let made = self.objective.loss(&self.model, batch, self.compute)?;
+            let made = self.objective.loss(&self.model, batch, at, self.compute)?;
             let value = made.total.item()?;
             if !value.is_finite() {
                 return Err(TrainError::Diverged { step, loss: value });

@@ -213,13 +213,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         let last = done == run.steps;
         let due = |every: u64| every > 0 && done % every == 0;
         if (due(run.eval_every) || last)
-            && let Some((loss, bits)) = corpus.evaluate(
-                &trainer.model,
-                &*trainer.objective,
-                run.length,
-                run.eval_tokens,
-                trainer.compute,
-            )?
+            && let Some((loss, bits)) = corpus.evaluate(&trainer.model, run.length, run.eval_tokens, trainer.compute)?
         {
             let evaluation = Evaluation {
                 step: done,

@@ -7,8 +7,10 @@ use crate::{
 };
 
 pub(super) fn run(args: &Data, global: &Global) -> Outcome {
-    let DataWhat::Toy { out, bytes, seed } = &args.what;
-    let written = ounce_data::toy::write_toys(out, *seed, *bytes)?;
+    let written = match &args.what {
+        DataWhat::Toy { out, bytes, seed } => ounce_data::toy::write_toys(out, *seed, *bytes)?,
+        DataWhat::Length { out, bytes, seed } => ounce_data::length::write_lengths(out, *seed, *bytes)?,
+    };
     if global.json {
         return output::json(&written);
     }

@@ -7,11 +7,17 @@ use crate::{
     progress::{bar, note},
 };
 use ounce_data::DataDir;
-use ounce_eval::{Encoder, Perplexity, ScoreOptions, Suite, choice_report, perplexity_of_text, suites::spread};
+use ounce_eval::{
+    Encoder, MAX_WINDOW, MisalignmentOptions, Perplexity, ScoreOptions, Suite, choice_report, misalignment,
+    perplexity_of_text, suites::spread,
+};
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table};
 use ounce_model::{Model, ModelOptions, Tokenizer};
 use serde_json::json;
+
+/// Pairs of contexts that are compared for `--misalignment`.
+const COMPARISONS: usize = 128;
 
 pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     let how = ModelOptions {
@@ -38,12 +44,29 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     };
 
     let mut texts = Vec::new();
+    let mut ids = Vec::new();
     for path in &args.text {
         let text = fsx::read_to_string(path)?;
         let scored = perplexity_of_text(&model, &text, &with_special, &options, &mut show)
             .map_err(|e| Failure::user(format!("{}: {e}", path.display()), e.hint().unwrap_or_default()))?;
         texts.push((path.display().to_string(), scored));
+        if args.misalignment.is_some() {
+            ids.extend(tokenizer.encode(&text, false)?);
+        }
     }
+    let aligned = match args.misalignment {
+        None => None,
+        Some(length) => {
+            let positions = model.config.max_positions.min(MAX_WINDOW);
+            let options = MisalignmentOptions {
+                length: if length == 0 { positions } else { length },
+                samples: COMPARISONS,
+                seed: 0,
+                compute: options.compute,
+            };
+            Some(misalignment(&model, &ids, options, &mut show)?)
+        }
+    };
     let suite = match &args.suite {
         None => None,
         Some(name) => {
@@ -87,6 +110,9 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
             value["attention"] =
                 json!({ attention.key(): attention.describe(), "looks_ahead": attention.looks_ahead() });
         }
+        if let Some(m) = &aligned {
+            value["misalignment"] = serde_json::to_value(m).unwrap_or_default();
+        }
         if let Some((suite, report)) = &suite {
             value[suite.name()] = serde_json::to_value(report).unwrap_or_default();
         }
@@ -113,6 +139,29 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
             ])?;
         }
         output::table(&table)?;
+    }
+    if let Some(m) = &aligned {
+        let d = m.divergences;
+        output::line(&format!(
+            "misalignment of {} contexts of {} to {} tokens: Jeffreys {:.4}, SCE {:.4}, entropy {:.4} long and {:.4} short; \
+             same first choice {:.3}",
+            m.n,
+            m.l_train / 2,
+            m.l_train,
+            d.jeffreys,
+            d.sce,
+            d.h_long,
+            d.h_short,
+            m.top1_agree
+        ))?;
+        let p = m.long_range;
+        let interval = p.gain.ci95.map_or(String::new(), |[low, high]| {
+            format!(" (95 % interval {low:.4} to {high:.4})")
+        });
+        output::line(&format!(
+            "long-range probe: a passage repeated after {} tokens is predicted {:.4} nats per token better{interval}",
+            p.distance, p.gain.mean
+        ))?;
     }
     if let Some((suite, report)) = &suite {
         for (name, a) in [

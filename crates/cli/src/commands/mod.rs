@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod merge;
+mod reproduce;
 mod train;
 mod verify;
 
@@ -33,6 +34,7 @@ pub(crate) fn run(cli: &Cli) -> Outcome {
         Command::Logits(args) => logits::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Bench(args) => bench::run(args, global),
+        Command::Reproduce(args) => reproduce::run(args, global),
         Command::Data(args) => data::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),
     }

@@ -17,6 +17,8 @@ fn arguments() {
     script.case(&["verify"]);
     script.case(&["train", "RECIPE", "--out", "OUT", "--force"]);
     script.case(&["inspect", "MODEL", "--threads", "many"]);
+    script.case(&["reproduce", "nothing", "--out", "OUT"]);
+    script.case(&["eval", "MODEL", "--misalignment", "64"]);
     insta::assert_snapshot!(script.seen);
 }
 
@@ -39,6 +41,17 @@ fn checkpoints() {
     set_config(model, "hidden_size", json!(128));
     script.case(&["generate", text(model), "--ids", "1"]);
     set_config(model, "hidden_size", json!(64));
+
+    // Ladder wiring under another family, and lists beyond the model.
+    set_config(model, "ladder_layers", json!([1]));
+    script.case(&["inspect", text(model)]);
+    set_config(model, "model_type", json!("llamaLadder"));
+    set_config(model, "ladder_layers", json!([1, 2]));
+    script.case(&["inspect", text(model)]);
+    set_config(model, "ladder_layers", json!([1, 1]));
+    script.case(&["generate", text(model), "--ids", "1"]);
+    set_config(model, "ladder_layers", json!(null));
+    set_config(model, "model_type", json!("llama"));
 
     let weights = model.join("model.safetensors");
     let whole = fs::read(&weights).unwrap();
@@ -134,6 +147,10 @@ fn merging_and_training() {
     script.case(&with(&["--set", "nonsense"]));
     script.case(&with(&["--set", "data.train=[\"absent.txt\"]"]));
     script.case(&with(&["--set", "model.heads=3"]));
+    let long_short = "objective={ kind = \"long_short\", extra_max = 99 }";
+    script.case(&with(&["--set", long_short]));
+    script.case(&with(&["--set", "objective={ kind = \"long_short\", alpha = -1 }"]));
+    script.case(&with(&["--set", "model.residual={ wiring = \"ladder\", layers = 99 }"]));
     let occupied = [&train[..2], &["--out", data]].concat();
     script.case(&occupied);
     insta::assert_snapshot!(script.seen);

@@ -19,8 +19,10 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "decode"],
     &["bench", "prefill"],
     &["bench", "checkpoint"],
+    &["reproduce"],
     &["data"],
     &["data", "toy"],
+    &["data", "length"],
     &["doctor"],
 ];
 

@@ -295,6 +295,22 @@ fn a_trained_model_is_evaluated_and_speaks() {
     let two = json(&["eval", model, "--text", text(&texts[0]), text(&texts[1]), "--json"]);
     assert!(two["bytes"].as_u64() > one["bytes"].as_u64());
 
+    let aligned = ["eval", model, "--text", text(&texts[0]), "--misalignment", "16"];
+    let found = json(&[&aligned[..], &["--json"]].concat())["misalignment"].clone();
+    let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+    assert_eq!((number("l_train"), number("n")), (16.0, 128.0));
+    assert!(
+        (number("sce") - number("jeffreys") - number("h_long") - number("h_short")).abs() < 1e-6,
+        "{found}"
+    );
+    // The probe is never missing.
+    assert_eq!(found["long_range"]["distance"], 12);
+    let shown = stdout(&aligned);
+    assert!(
+        shown.contains("Jeffreys") && shown.contains("long-range probe"),
+        "{shown}"
+    );
+
     let prompt = [
         "generate",
         model,

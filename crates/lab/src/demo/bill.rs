@@ -99,11 +99,7 @@ pub(super) fn report(options: &DemoOptions, variants: &[Variant], merges: &[Merg
         command: options.command_line.clone(),
         version: options.version.clone(),
         date: String::new(),
-        machine: format!(
-            "{} threads, instruction set {:?}",
-            ounce_kernels::threads(),
-            ounce_kernels::isa()
-        ),
+        machine: crate::machine(),
     };
     Ok(report)
 }

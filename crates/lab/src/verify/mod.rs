@@ -7,6 +7,7 @@ mod checkpoint;
 mod dga;
 mod function;
 mod linkage;
+mod long_short;
 mod merge;
 
 use ounce_formats::{Dtype, FormatError, SafetensorsFile, fsx};

@@ -6,7 +6,7 @@
 use super::{
     FfnConfig, LayerConfig, ModelConfig, MoeConfig, MoeNames, QkNorm, RopeConfig, RopeScaling, keys::Keys, refuse,
 };
-use crate::{attention, error::Result, ffn};
+use crate::{attention, error::Result, ffn, residual};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -20,6 +20,21 @@ const FAMILIES: &[Family] = &[
     Family {
         model_type: "llama",
         used: &["attention_bias", "mlp_bias", "pretraining_tp", "rotary_percent"],
+    },
+    Family {
+        model_type: residual::LADDER,
+        // `auto_map` names the authors' own code for this wiring, which is implemented here and never executed.
+        used: &[
+            "attention_bias",
+            "mlp_bias",
+            "pretraining_tp",
+            "ladder_layers",
+            "auto_map",
+        ],
+    },
+    Family {
+        model_type: residual::PARALLEL,
+        used: &["attention_bias", "mlp_bias", "pretraining_tp"],
     },
     Family {
         model_type: "mistral",
@@ -169,7 +184,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "ladder_layers",
-        "ladder residual wiring changes every layer; this version cannot run it",
+        "ladder residual wiring changes every layer, and only model_type \"llamaLadder\" has it",
     ),
     (
         "enc_chunk_size",
@@ -220,6 +235,7 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
         if let Some((_, why)) = REFUSED.iter().find(|(k, _)| *k == key)
             && !map[key].is_null()
             && !explained
+            && !family_used.contains(&key)
         {
             return refuse(file, key, *why, "");
         }
@@ -289,6 +305,17 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
     let max_positions = keys.count("max_position_embeddings", 1..=1 << 40)?.unwrap_or(2048);
     let windows = windows(keys, base, layer_count)?;
     let ffns = ffns(keys, base, merged, layer_count)?;
+    let wirings = match residual::wirings(base, keys.get("ladder_layers"), layer_count) {
+        Ok(wirings) => wirings,
+        Err(rule) => {
+            return refuse(
+                keys.file,
+                "ladder_layers",
+                rule,
+                "an integer n is the last n layers, a list names layers from 0",
+            );
+        }
+    };
     let bias = keys.flag("attention_bias", false)?;
     let mut config = ModelConfig {
         model_type: base.into(),
@@ -298,7 +325,8 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         layers: windows
             .into_iter()
             .zip(ffns)
-            .map(|(window, ffn)| LayerConfig { window, ffn })
+            .zip(wirings)
+            .map(|((window, ffn), wiring)| LayerConfig { window, ffn, wiring })
             .collect(),
         heads,
         kv_heads,

@@ -11,6 +11,7 @@ use crate::{
     attention::Method,
     error::{ModelError, Result},
     ffn::FfnMethod,
+    residual::Wiring,
 };
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -70,6 +71,8 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// What fills the feed-forward slot.
     pub ffn: FfnConfig,
+    /// How both slots are wired around the residual stream.
+    pub wiring: Wiring,
 }
 
 /// The feed-forward slot.

@@ -1,7 +1,10 @@
 //! The model section of a training recipe: few keys, turned into the `config.json` of a stock family.
 
 use super::{ModelConfig, refuse};
-use crate::error::{ModelError, Result};
+use crate::{
+    error::{ModelError, Result},
+    residual::Residual,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -70,6 +73,9 @@ pub struct ModelShape {
     /// Keys of the `config.json` that only this family has; they win over those made of the keys above.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+    /// Residual wiring; one sub-block after the other if absent.
+    #[serde(default, skip_serializing_if = "Residual::is_sequential")]
+    pub residual: Residual,
 }
 
 impl ModelShape {
@@ -119,6 +125,7 @@ impl ModelShape {
                 map.insert(key.to_owned(), Value::Object(method.clone()));
             }
         }
+        self.residual.write(map, self.layers);
         map.extend(self.config.clone());
         config
     }
@@ -138,6 +145,14 @@ impl ModelShape {
             if !value.is_finite() {
                 return refuse("recipe", key, format!("must be a finite number, is {value}"), HINT);
             }
+        }
+        if (self.experts.is_some() || self.family.is_some()) && !self.residual.is_sequential() {
+            return refuse(
+                "recipe",
+                "model.residual",
+                "wirings other than sequential are defined for dense models only",
+                "remove model.experts and model.family, or model.residual",
+            );
         }
         ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(in_words_of_the_recipe)
     }

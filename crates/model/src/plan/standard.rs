@@ -1,7 +1,7 @@
 //! The ordinary decoder: all blocks, one after the other.
 
 use super::Plan;
-use crate::{Block, config::ModelConfig, ctx::Ctx, error::Result, param::Param, weights::Weights};
+use crate::{Block, config::ModelConfig, ctx::Ctx, error::Result, param::Param, residual, weights::Weights};
 use ounce_tensor::Tensor;
 
 /// Blocks in a row.
@@ -23,11 +23,8 @@ impl StandardPlan {
 }
 
 impl Plan for StandardPlan {
-    fn forward(&self, mut x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        for block in &self.blocks {
-            x = block.forward(&x, ctx)?;
-        }
-        Ok(x)
+    fn forward(&self, x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        residual::run(&self.blocks, x, ctx)
     }
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         for block in &mut self.blocks {

@@ -1,11 +1,13 @@
 //! Objectives: what a step minimises. Each has one file here.
 
+pub mod long_short;
 mod next_token;
 
 use crate::error::Result;
+use long_short::{LongShort, LongShortConfig};
 use ounce_data::Batch;
-use ounce_model::Model;
-use ounce_tensor::{Compute, Tensor};
+use ounce_model::{Ctx, Model};
+use ounce_tensor::{Compute, Tensor, ops};
 use serde::{Deserialize, Serialize};
 
 pub use next_token::NextToken;
@@ -18,19 +20,53 @@ pub struct LossParts {
     pub parts: Vec<(&'static str, f64)>,
 }
 
+/// Which step of which run: whatever an objective draws is a function of it, so that a resumed run draws the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct At {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The step, counted from 1.
+    pub step: u64,
+}
+
+/// A key of the recipe that is out of range.
+pub(crate) struct Problem {
+    pub(crate) key: &'static str,
+    pub(crate) rule: String,
+    pub(crate) hint: &'static str,
+}
+
 /// What a step minimises. It may call the forward more than once.
 pub trait Objective: Send + Sync {
     /// Tokens a row needs for windows of `length`, targets included.
     fn tokens_needed(&self, length: usize) -> usize;
+    /// Rows of windows that go through the model for `rows` rows of a micro-batch.
+    fn forward_rows(&self, rows: usize) -> usize {
+        rows
+    }
     /// The loss of one micro-batch.
     ///
     /// # Errors
     /// If shapes do not fit.
-    fn loss(&self, model: &Model, batch: &Batch, compute: Compute) -> Result<LossParts>;
+    fn loss(&self, model: &Model, batch: &Batch, at: At, compute: Compute) -> Result<LossParts>;
+}
+
+/// Adds the losses that the blocks left in the sink (the balance of mixtures of experts) to an objective's own.
+fn add_side_losses(mut total: Tensor, mut parts: Vec<(&'static str, f64)>, ctx: &mut Ctx<'_>) -> Result<LossParts> {
+    let side: Vec<Tensor> = std::mem::take(&mut ctx.sink.side_losses);
+    if !side.is_empty() {
+        let mut balance = 0.0;
+        for loss in side {
+            balance += loss.item()?;
+            total = ops::add(&total, &loss)?;
+        }
+        parts.push(("balance", balance));
+    }
+    Ok(LossParts { total, parts })
 }
 
 /// `[objective]` of a recipe. This is the one list to edit when an objective is added.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "kind",
     rename_all = "snake_case",
@@ -39,15 +75,31 @@ pub trait Objective: Send + Sync {
 )]
 pub enum ObjectiveConfig {
     /// Cross-entropy of the next token, plus the balance losses of mixtures.
-    #[default]
-    NextToken,
+    NextToken {},
+    /// The same plus a penalty on predictions that depend on the length of the context.
+    LongShort(LongShortConfig),
+}
+
+impl Default for ObjectiveConfig {
+    fn default() -> Self {
+        Self::NextToken {}
+    }
 }
 
 impl ObjectiveConfig {
-    /// The objective.
-    pub fn build(&self) -> Box<dyn Objective> {
+    /// The objective for windows of `length` tokens.
+    pub fn build(&self, length: usize) -> Box<dyn Objective> {
         match self {
-            Self::NextToken => Box::new(NextToken),
+            Self::NextToken {} => Box::new(NextToken),
+            Self::LongShort(config) => Box::new(LongShort::new(*config, length)),
+        }
+    }
+
+    /// The first key that is out of range for windows of `length` tokens.
+    pub(crate) fn problem(&self, length: usize) -> Option<Problem> {
+        match self {
+            Self::NextToken {} => None,
+            Self::LongShort(config) => config.problem(length),
         }
     }
 }

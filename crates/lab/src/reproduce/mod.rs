@@ -1,0 +1,242 @@
+//! `ounce reproduce`: the headline experiment of a paper, scaled down, with paired seeds, intervals and a verdict.
+//!
+//! Owns what all experiments share: which runs there are, that a finished one is reused and an interrupted one continued,
+//! pairing by seed, intervals, table, plots, report and `result.json`. An experiment says which variants it compares, how
+//! one run is made and measured (always with the product's own trainer and evaluations), and what follows from the
+//! measurements. It must not train or evaluate by code of its own.
+//!
+//! A folder holds `data/` (toy corpora, made here), `runs/VARIANT-seed-N/` (checkpoints, and `measured.json` once the run
+//! is done), `report.html` and `result.json`.
+
+mod ladder;
+mod long_short;
+mod result;
+mod workbench;
+
+use crate::LabError;
+use ounce_data::DataDir;
+use ounce_formats::fsx;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::Instant,
+};
+
+pub use result::{Finding, Reproduced, Results, Row, Verdict};
+pub use workbench::{Trained, Workbench};
+
+/// The experiments. This is the one list to edit when one is added.
+pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&ladder::Ladder, &long_short::LongShort];
+
+/// How much time an experiment may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Budget {
+    /// At most 5 minutes on two quiet cores, without any data files.
+    Quick,
+    /// At most 40 minutes.
+    Standard,
+    /// Hours, over several sittings.
+    Full,
+}
+
+impl Budget {
+    /// As it is written on the command line.
+    pub const ALL: [(&'static str, Self); 3] = [
+        ("quick", Self::Quick),
+        ("standard", Self::Standard),
+        ("full", Self::Full),
+    ];
+
+    /// The one of three values that belongs to this budget.
+    pub fn pick<T>(self, quick: T, standard: T, full: T) -> T {
+        match self {
+            Self::Quick => quick,
+            Self::Standard => standard,
+            Self::Full => full,
+        }
+    }
+}
+
+/// The experiment of one method.
+pub trait Reproduction: Sync {
+    /// What the command line calls it.
+    fn name(&self) -> &'static str;
+    /// Method and paper, one line.
+    fn title(&self) -> &'static str;
+    /// What the paper claims, and what of it is tested here.
+    fn claim(&self) -> &'static str;
+    /// What is compared: short names that can be part of a folder's name.
+    fn variants(&self, budget: Budget) -> Vec<&'static str>;
+    /// Seeds of each variant.
+    fn seeds(&self, budget: Budget) -> u64;
+    /// Everything that decides what a run measures, usually its recipe as TOML: a finished run is reused only if this is
+    /// the same.
+    ///
+    /// # Errors
+    /// If it cannot be expressed.
+    fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError>;
+    /// Makes and measures one run.
+    ///
+    /// # Errors
+    /// If training or measuring fails, or is interrupted.
+    fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError>;
+    /// What follows from all runs.
+    ///
+    /// # Errors
+    /// If a measurement is missing.
+    fn judge(&self, results: &Results) -> Result<Finding, LabError>;
+}
+
+/// What one run measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Numbers by name.
+    pub values: BTreeMap<String, f64>,
+    /// Curves by name, points `(x, y)`.
+    #[serde(default)]
+    pub curves: BTreeMap<String, Vec<(f64, f64)>>,
+}
+
+/// `measured.json` of a run.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// Hash of the run's settings, the version and the instruction set.
+    identity: String,
+    seconds: f64,
+    #[serde(flatten)]
+    measured: Measured,
+}
+
+/// What to reproduce, and where.
+#[derive(Debug, Clone)]
+pub struct ReproduceOptions {
+    /// Name of the method.
+    pub method: String,
+    /// How much time it may take.
+    pub budget: Budget,
+    /// Seeds; the experiment's own if empty.
+    pub seeds: Vec<u64>,
+    /// The folder.
+    pub out: PathBuf,
+    /// Continue what is there.
+    pub resume: bool,
+    /// For the report.
+    pub command_line: String,
+}
+
+/// Runs an experiment, or what is left of it; `news` hears a line for every run.
+///
+/// # Errors
+/// If the method is unknown, the folder is not empty (without `resume`), a run fails, or `stop` is set: finished runs are
+/// kept, and `resume` continues.
+pub fn reproduce(
+    options: &ReproduceOptions,
+    news: &mut dyn FnMut(&str),
+    stop: &AtomicBool,
+) -> Result<Reproduced, LabError> {
+    let fail = |what: String, rule: String, hint: String| Err(LabError::Reproduce { what, rule, hint });
+    let Some(method) = REPRODUCTIONS.iter().find(|r| r.name() == options.method) else {
+        let known: Vec<&str> = REPRODUCTIONS.iter().map(|r| r.name()).collect();
+        return fail(
+            format!("method \"{}\"", options.method),
+            "has no experiment".into(),
+            format!("known: {}", known.join(", ")),
+        );
+    };
+    run_experiment(*method, options, news, stop)
+}
+
+/// [`reproduce`] for an experiment that need not be in the list.
+///
+/// # Errors
+/// As [`reproduce`].
+pub fn run_experiment(
+    method: &dyn Reproduction,
+    options: &ReproduceOptions,
+    news: &mut dyn FnMut(&str),
+    stop: &AtomicBool,
+) -> Result<Reproduced, LabError> {
+    let out = &options.out;
+    let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && !options.resume {
+        return Err(LabError::Reproduce {
+            what: out.display().to_string(),
+            rule: "the folder is not empty".into(),
+            hint: "--resume continues what is there; choose another folder to start again".into(),
+        });
+    }
+    let data = out.join("data");
+    ounce_data::toy::write_toys(&data, 0, options.budget.pick(400_000, 4_000_000, 16_000_000))?;
+    let data = DataDir::from_environment(Some(data));
+    let seeds: Vec<u64> = if options.seeds.is_empty() {
+        (1..=method.seeds(options.budget)).collect()
+    } else {
+        options.seeds.clone()
+    };
+    let variants = method.variants(options.budget);
+    let total = seeds.len() * variants.len();
+    let mut results = Results::new(options.budget, seeds.clone());
+    let mut seconds = 0.0;
+    // All variants of a seed, then the next seed: after an interruption the pairs that are there are complete.
+    for (index, (&seed, variant)) in seeds
+        .iter()
+        .flat_map(|seed| variants.iter().map(move |v| (seed, *v)))
+        .enumerate()
+    {
+        let dir = out.join("runs").join(format!("{variant}-seed-{seed}"));
+        let identity = identity(method, variant, seed, options.budget)?;
+        let file = dir.join("measured.json");
+        let place = format!("{variant}, seed {seed} ({} of {total})", index + 1);
+        let record = if let Some(record) = finished(&file, &identity) {
+            news(&format!("{place}: done before"));
+            record
+        } else {
+            news(&place);
+            let start = Instant::now();
+            let mut bench = Workbench::new(&dir, &data, options.budget, stop)?;
+            let measured = method.run(variant, seed, &mut bench)?;
+            let record = Record {
+                identity,
+                seconds: start.elapsed().as_secs_f64(),
+                measured,
+            };
+            fsx::write_atomic(&file, pretty(&record).as_bytes())?;
+            record
+        };
+        seconds += record.seconds;
+        results.insert(variant, seed, record.measured);
+    }
+    let finding = method.judge(&results)?;
+    let made = Reproduced::new(method, options, &seeds, finding, seconds);
+    fsx::write_atomic(&out.join("result.json"), pretty(&made.result).as_bytes())?;
+    made.report(method, options)?.write_html(&out.join("report.html"))?;
+    Ok(made)
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Hash of everything that decides what a run measures.
+fn identity(method: &dyn Reproduction, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
+    let text = format!(
+        "{} {} {variant} {seed} {budget:?} {:?}\n{}",
+        env!("CARGO_PKG_VERSION"),
+        method.name(),
+        ounce_kernels::isa(),
+        method.settings(variant, seed, budget)?
+    );
+    Ok(fsx::sha256_bytes(text.as_bytes()))
+}
+
+/// The record of a run that is done; none if it is not, is damaged, or was made with other settings.
+fn finished(file: &Path, identity: &str) -> Option<Record> {
+    let text = fsx::read_to_string(file).ok()?;
+    let record: Record = serde_json::from_str(&text).ok()?;
+    (record.identity == identity).then_some(record)
+}

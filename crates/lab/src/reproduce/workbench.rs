@@ -1,0 +1,172 @@
+//! What an experiment makes its runs with: the product's trainer and evaluations in the folder of one run.
+
+use super::Budget;
+use crate::LabError;
+use ounce_data::DataDir;
+use ounce_eval::{Misalignment, MisalignmentOptions, Passage, ScoreOptions, log_probabilities, silent};
+use ounce_formats::fsx;
+use ounce_model::{Model, ModelError, Tokenizer};
+use ounce_tensor::Compute;
+use ounce_train::{Recipe, TrainJob, train};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+/// The bench of one run.
+pub struct Workbench<'a> {
+    /// The run's folder.
+    pub dir: PathBuf,
+    /// Where `${data}` points: the toy corpora.
+    pub data: &'a DataDir,
+    /// How much time the experiment may take.
+    pub budget: Budget,
+    stop: &'a AtomicBool,
+}
+
+/// A model that was trained on the bench.
+pub struct Trained {
+    /// Its checkpoint folder.
+    pub folder: PathBuf,
+    /// The model, as exported.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Validation loss over steps.
+    pub validation: Vec<(f64, f64)>,
+    /// Training loss over steps.
+    pub training: Vec<(f64, f64)>,
+}
+
+const F32: ScoreOptions = ScoreOptions {
+    compute: Compute::F32,
+    batch_tokens: None,
+};
+
+impl<'a> Workbench<'a> {
+    pub(super) fn new(dir: &Path, data: &'a DataDir, budget: Budget, stop: &'a AtomicBool) -> Result<Self, LabError> {
+        fsx::create_dir_all(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            data,
+            budget,
+            stop,
+        })
+    }
+
+    /// Trains a recipe in the folder `name` of the run, or continues what is there. What a killed process left of another
+    /// recipe is removed first.
+    ///
+    /// # Errors
+    /// If the recipe, the data or the model is wrong, the loss diverges, or the job is interrupted.
+    pub fn train(&mut self, name: &str, recipe: &Recipe) -> Result<Trained, LabError> {
+        let out = self.dir.join(name);
+        let stamp = self.dir.join(format!("{name}.recipe"));
+        if fsx::read_to_string(&stamp).ok() != Some(recipe.hash()) && out.exists() {
+            fs::remove_dir_all(&out).map_err(|e| LabError::Reproduce {
+                what: out.display().to_string(),
+                rule: format!("cannot be removed: {e}"),
+                hint: "it is left over from another recipe".into(),
+            })?;
+        }
+        fsx::write_atomic(&stamp, recipe.hash().as_bytes())?;
+        let job = TrainJob {
+            recipe: recipe.clone(),
+            out: out.clone(),
+            data: self.data.clone(),
+            resume: out.exists(),
+            force: false,
+            command_line: "ounce reproduce".into(),
+        };
+        if !train(&job, &mut |_| {}, self.stop)? {
+            return Err(LabError::Interrupted(out.display().to_string()));
+        }
+        let folder = out.join("final");
+        let metrics = fsx::read_to_string(&folder.join("metrics.jsonl"))?;
+        let curve = |key: &str| -> Vec<(f64, f64)> {
+            let rows = metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+            rows.filter_map(|row| Some((row["step"].as_f64()?, row[key].as_f64()?)))
+                .collect()
+        };
+        Ok(Trained {
+            model: Model::open(&folder, true)?,
+            tokenizer: Tokenizer::from_folder(&folder).map_err(ModelError::from)?,
+            validation: curve("validation_loss"),
+            training: curve("cross_entropy"),
+            folder,
+        })
+    }
+
+    /// A text of the data folder, such as `toy-text.valid.txt`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn text(&self, name: &str) -> Result<String, LabError> {
+        Ok(fsx::read_to_string(&self.data.expand(&format!("${{data}}/{name}"))?)?)
+    }
+}
+
+impl Trained {
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>, LabError> {
+        Ok(self.tokenizer.encode(text, false).map_err(ModelError::from)?)
+    }
+
+    /// The last validation loss of the run, nats per token.
+    ///
+    /// # Errors
+    /// If the recipe had no validation text.
+    pub fn validation_loss(&self) -> Result<f64, LabError> {
+        self.validation.last().map(|p| p.1).ok_or_else(|| LabError::Reproduce {
+            what: "the recipe".into(),
+            rule: "has no validation text".into(),
+            hint: String::new(),
+        })
+    }
+
+    /// Mean loss (nats per token) of the second halves of windows of `window` tokens that do not overlap, over the first
+    /// `tokens` ids: every scored token has seen at least half a window.
+    ///
+    /// # Errors
+    /// If the text is shorter than a window, or the model has fewer positions.
+    pub fn loss_at(&self, ids: &[u32], window: usize, tokens: usize) -> Result<f64, LabError> {
+        let ids = &ids[..tokens.min(ids.len())];
+        let passages: Vec<Passage<'_>> = ids
+            .windows(window + 1)
+            .step_by(window)
+            .map(|ids| Passage {
+                ids,
+                from: window / 2 + 1,
+            })
+            .collect();
+        let scores = log_probabilities(&self.model, &passages, &F32, &mut silent)?;
+        let (sum, n) = scores.iter().flatten().fold((0.0, 0usize), |(s, n), x| (s - x, n + 1));
+        if n == 0 {
+            return Err(LabError::Reproduce {
+                what: "the text".into(),
+                rule: format!("has {} tokens, fewer than a window of {window}", ids.len()),
+                hint: String::new(),
+            });
+        }
+        Ok(sum / n as f64)
+    }
+
+    /// Misalignment, and the probe of long-range use beside it.
+    ///
+    /// # Errors
+    /// If the text is too short, or the model has fewer positions.
+    pub fn misalignment(&self, ids: &[u32], length: usize, samples: usize) -> Result<Misalignment, LabError> {
+        let options = MisalignmentOptions {
+            length,
+            samples,
+            seed: 0,
+            compute: Compute::F32,
+        };
+        Ok(ounce_eval::misalignment(&self.model, ids, options, &mut silent)?)
+    }
+}
