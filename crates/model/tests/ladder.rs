@@ -597,7 +597,10 @@ fn recipes_refuse_unknown_keys_mixtures_and_lists_beyond_the_model() {
     let mut mixture = shape(&ladder(&[0]));
     (mixture.experts, mixture.experts_per_token) = (Some(4), Some(2));
     let error = mixture.to_config(VOCABULARY, None, None).unwrap_err().to_string();
-    assert!(error.contains("key \"model.residual\"") && error.contains("dense"), "{error}");
+    assert!(
+        error.contains("key \"model.residual\"") && error.contains("dense"),
+        "{error}"
+    );
     let beyond = Residual::Ladder {
         layers: Some(LadderLayers::Last(LAYERS + 1)),
     };

@@ -2,7 +2,7 @@
 //!
 //! A task is a block of C with all of k. Its thread packs what it needs into scratch of its own, so that tasks never
 //! wait for each other; a block of B is kept for the next task that wants it. Since the order of the sums along k is
-//! fixed (chunks of [`CHUNK`] units, see `microkernel`), the cut may depend on the number of threads and bits still do not.
+//! fixed (chunks of [`Cut::depth`] units, see `microkernel`), the cut may depend on the number of threads and bits still do not.
 
 use super::gemv::{Rows, gemv, round_of_rows};
 use super::microkernel::{Block, block, block_pairs, tile_size};
@@ -14,13 +14,31 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Units along k that are summed before C is touched: a panel of B then fills half of the first-level cache.
-const CHUNK: usize = 256;
-/// Rows of A that meet all panels of B before the next rows do; with [`most_cols`] they fit into the second-level cache.
-const ROWS: usize = 96;
-/// Columns of a task at most: B[CHUNK, cols] is half of the second-level cache, of 1 MiB, or 2 MiB where tiles are.
-fn most_cols() -> usize {
-    if isa() == Isa::Amx { 1024 } else { 512 }
+/// How a task is cut to fit the caches.
+struct Cut {
+    /// Units along k that are summed before C is touched.
+    depth: usize,
+    /// Rows of A that meet all panels of B before the next rows do.
+    rows: usize,
+    /// Columns of a task at most; B[depth, cols] is half of the second-level cache.
+    cols: usize,
+}
+
+/// With 1 MiB of second-level cache a panel of B of 256 units stays in the first level. With 2 MiB (processors that have
+/// tiles) panels of twice that depth stream from the second level, prefetched, and C is read and written half as often.
+fn cut() -> Cut {
+    match isa() {
+        Isa::Amx => Cut {
+            depth: 512,
+            rows: 28,
+            cols: 512,
+        },
+        _ => Cut {
+            depth: 256,
+            rows: 96,
+            cols: 512,
+        },
+    }
 }
 /// Up to so many rows, every value of B is used so few times that packing it would cost as much as using it.
 const UNPACKED_ROWS: usize = 48;
@@ -166,7 +184,7 @@ fn plan(problems: &[Problem<'_>], threads: usize) -> Vec<Task> {
     let share = if threads == 1 { usize::MAX } else { work / (2 * threads) };
     let mut tasks = Vec::new();
     for (problem, p) in problems.iter().enumerate() {
-        let (mut rows, mut cols) = (p.m, p.n.min(most_cols()));
+        let (mut rows, mut cols) = (p.m, p.n.min(cut().cols));
         if p.streamed() {
             let most = if threads == 1 { p.n } else { p.n.div_ceil(16 * threads) };
             let line = p.b.col_stride * if matches!(p.b.data, Data::F32(_)) { 4 } else { 2 };
@@ -237,9 +255,11 @@ fn stream(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Pack
 /// A task of an ordinary problem.
 fn multiply(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Packed) {
     let (mr, nr) = tile_size(isa());
+    let Cut { depth, rows, .. } = cut();
+    let rows = rows / mr * mr;
     let mut first = 0;
     loop {
-        let k = (p.k - first).min(if form == Form::Pairs { 2 * CHUNK } else { CHUNK });
+        let k = (p.k - first).min(if form == Form::Pairs { 2 * depth } else { depth });
         let n = task.cols.len();
         // Whole panels of a B that is used only a few times are read where they lie.
         let unpacked = match p.b.data {
@@ -254,8 +274,8 @@ fn multiply(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Pa
         let panels = Panels { width: nr };
         let units = form.units(k);
         let b_packed = packed.b.get(0).as_ptr();
-        for i in task.rows.clone().step_by(ROWS / mr * mr) {
-            let m = (task.rows.end - i).min(ROWS / mr * mr);
+        for i in task.rows.clone().step_by(rows) {
+            let m = (task.rows.end - i).min(rows);
             let (a, a_panel, a_row, a_step) = pack_a(p, i, m, first, k, form, packed);
             let add = p.accumulate || first > 0;
             // SAFETY: the first block reads B in place, columns `left` of it, all within the matrix; the second reads

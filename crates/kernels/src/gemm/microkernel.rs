@@ -86,19 +86,33 @@ trait Tiles: Vf32 {
     unsafe fn tile<D: Dot<Self>>(rows: usize, t: &Block);
 }
 
+/// Units of B that are fetched ahead of the one in use.
+const AHEAD: usize = 8;
+
+/// Brings a cache line near, wherever the pointer points.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; an address that cannot be read is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 #[inline(always)]
 unsafe fn tile<V: Vf32, D: Dot<V>, const R: usize, const NV: usize>(t: &Block) {
     let mut sums = [[V::zero(); NV]; R];
     let (mut a, mut b) = (t.a, t.b);
     // SAFETY: all reads are of row r < rows, unit u < units and columns below NR; all writes within the tile of C.
     unsafe {
-        #[cfg(target_arch = "x86_64")]
         if t.add {
             // C was last touched a whole chunk ago.
             for r in 0..R {
                 for j in 0..NV {
-                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.ldc + j * V::LANES).cast());
+                    prefetch(t.c.add(r * t.ldc + j * V::LANES));
                 }
             }
         }
@@ -106,6 +120,8 @@ unsafe fn tile<V: Vf32, D: Dot<V>, const R: usize, const NV: usize>(t: &Block) {
             let mut row = [V::zero(); NV];
             for j in 0..NV {
                 row[j] = V::load_ptr(b.add(j * V::LANES));
+                // Panels that overflow the first-level cache arrive before they are needed; a prefetch reads nothing.
+                prefetch(b.wrapping_add(j * V::LANES + AHEAD * t.b_step));
             }
             for r in 0..R {
                 let x = V::splat(*a.add(r * t.a_row));
