@@ -70,7 +70,10 @@ def measure(command, env):
 figures, load = {}, {}
 for turn in range(ROUNDS):
     for name, command, env, read in JOBS:
-        text, others = measure(command, env)
+        for attempt in range(3):
+            text, others = measure(command, env)
+            if others <= 0.05:
+                break
         load.setdefault(name, []).append(round(others, 3))
         for key, value in read(text).items():
             figures.setdefault(key, []).append(value)

@@ -19,8 +19,8 @@ pub struct CalibrationIds {
 /// Philox stream of the choice of sequences.
 const STREAM: u64 = 0x6361_6c69;
 
-/// A text is read up to here: thousands of sequences to choose from, and their ids fit in little memory.
-const TEXT_BYTES: usize = 16 << 20;
+/// A calibration text is read up to here: thousands of sequences to choose from, and their ids fit in little memory.
+pub const CALIBRATION_TEXT_BYTES: usize = 16 << 20;
 /// Bytes of text that are tokenised together; the tokenizer needs many times as much memory.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -130,12 +130,14 @@ fn refuse(path: &Path, rule: impl Into<String>, hint: &str) -> CompressError {
     CompressError::input(path.display().to_string(), rule, hint)
 }
 
-/// The first [`TEXT_BYTES`] of a text, cut as [`cut`] does.
+/// The first [`CALIBRATION_TEXT_BYTES`] of a text, cut as [`cut`] does.
 fn beginning(path: &Path) -> Result<String, CompressError> {
     let mut bytes = Vec::new();
-    let read = fsx::open(path)?.take(TEXT_BYTES as u64 + 4).read_to_end(&mut bytes);
+    let read = fsx::open(path)?
+        .take(CALIBRATION_TEXT_BYTES as u64 + 4)
+        .read_to_end(&mut bytes);
     let utf8 = |bytes: Vec<u8>| {
-        let long = bytes.len() > TEXT_BYTES;
+        let long = bytes.len() > CALIBRATION_TEXT_BYTES;
         match String::from_utf8(bytes) {
             Ok(text) => Some(text),
             // Where we stopped reading, a character may have been cut in two.
@@ -153,7 +155,7 @@ fn beginning(path: &Path) -> Result<String, CompressError> {
     let Some(mut text) = utf8(bytes) else {
         return Err(refuse(path, "is not UTF-8 text", "convert it, or give ids"));
     };
-    text.truncate(cut(&text, TEXT_BYTES));
+    text.truncate(cut(&text, CALIBRATION_TEXT_BYTES));
     Ok(text)
 }
 
@@ -200,9 +202,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("long.txt");
         let line = "ä".repeat(49) + "\n";
-        std::fs::write(&path, line.repeat(TEXT_BYTES / 99 + 9)).unwrap();
+        std::fs::write(&path, line.repeat(CALIBRATION_TEXT_BYTES / 99 + 9)).unwrap();
         let text = beginning(&path).unwrap();
-        assert!(text.len() <= TEXT_BYTES && text.len() > TEXT_BYTES - 99 && text.ends_with('\n'));
+        assert!(
+            text.len() <= CALIBRATION_TEXT_BYTES && text.len() > CALIBRATION_TEXT_BYTES - 99 && text.ends_with('\n')
+        );
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(beginning(&path).unwrap_err().to_string().contains("UTF-8"));
     }

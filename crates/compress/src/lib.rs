@@ -32,7 +32,7 @@ mod mole_lut;
 mod output;
 mod pass;
 
-pub use calibrate::CalibrationIds;
+pub use calibrate::{CALIBRATION_TEXT_BYTES, CalibrationIds};
 pub use convert::{CONVERSIONS, ConvertJob, ConvertReport, convert, estimate_conversion};
 pub use error::{CompressError, LayerError};
 pub use merge::{LayerReport, MergeEstimate, MergeEvent, MergeJob, MergeReport, estimate, merge};

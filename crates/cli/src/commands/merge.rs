@@ -5,11 +5,15 @@ use crate::{
     args::{Global, Merge},
     exit::{Failure, Outcome},
     interrupt, output,
-    progress::bar,
+    progress::{bar, note},
 };
-use ounce_compress::{CompressError, MergeEvent, MergeJob, MergeRecipe, estimate, merge};
+use ounce_compress::{
+    CALIBRATION_TEXT_BYTES, CompressError, MergeEvent, MergeJob, MergeRecipe, estimate, merge,
+    recipe::{Calibration, CalibrationSource},
+};
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table, format_bytes, format_count};
+use std::fs;
 
 pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
     let recipe = MergeRecipe::from_toml(&fsx::read_to_string(&args.recipe)?).map_err(|e| {
@@ -20,6 +24,18 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
             hint.trim_end_matches(')'),
         )
     })?;
+    if let Some(Calibration {
+        source: CalibrationSource::Text(path),
+        ..
+    }) = &recipe.calibration
+        && fs::metadata(path).is_ok_and(|file| file.len() > CALIBRATION_TEXT_BYTES as u64)
+    {
+        let used = format_bytes(CALIBRATION_TEXT_BYTES as u64);
+        note(
+            true,
+            &format!("note: {}: calibration uses the first {used}", path.display()),
+        );
+    }
     let job = MergeJob {
         model: args.model.clone(),
         recipe,

@@ -5,7 +5,6 @@ use crate::bench::{anonymous_rss_bytes, peak_rss_bytes, rates};
 use ounce_eval::{ScoreOptions, perplexity_of_text};
 use ounce_formats::{Checkpoint, fsx};
 use ounce_model::{GenerateOptions, Model, ModelError, SamplerConfig, Tokenizer, generate};
-use ounce_tensor::Compute;
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -61,7 +60,7 @@ pub fn measure(
             ..SamplerConfig::default()
         },
         eos: Vec::new(),
-        compute: Compute::F32,
+        compute: model.compute(),
     };
     let encode = |s: &str| tokenizer.encode(s, true).map_err(ModelError::from);
     let first = prompts.first().map_or("The", String::as_str);
@@ -92,10 +91,7 @@ pub fn measure(
     let (peak_rss_bytes, anonymous_bytes) = (peak_rss_bytes(), anonymous_rss_bytes());
     let text = fsx::read_to_string(text)?;
     let encode = |s: &str| tokenizer.encode(s, true).map_err(Into::into);
-    let scoring = ScoreOptions {
-        compute: Compute::F32,
-        batch_tokens: None,
-    };
+    let scoring = ScoreOptions::for_model(&model);
     let quality = perplexity_of_text(&model, &text, &encode, &scoring, &mut |_, _| {})?;
     Ok(Measurement {
         bits_per_byte: quality.bits_per_byte,
