@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Interleaved rounds of Ounce and its peers, with the load others made, as benchmarks/README.md asks.
 
-usage: rounds.py OUT.json [ROUNDS]
+usage: rounds.py OUT.json [ROUNDS] [WORD]      (only jobs with WORD in their command)
 environment: OUNCE (binary, default target/release/ounce), PYTHON (one with torch), LLAMA_BENCH (llama.cpp's),
              MODEL (Hugging Face folder) and GGUF (the same weights for llama.cpp); a peer without its variable is left out.
 """
@@ -9,6 +9,7 @@ import json, os, re, resource, statistics, subprocess, sys, time
 
 OUT = sys.argv[1]
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+WORD = sys.argv[3] if len(sys.argv) > 3 else ""
 OUNCE = os.environ.get("OUNCE", "target/release/ounce")
 PYTHON, LLAMA = os.environ.get("PYTHON"), os.environ.get("LLAMA_BENCH")
 MODEL, GGUF = os.environ.get("MODEL"), os.environ.get("GGUF")
@@ -39,16 +40,17 @@ def llama(threads):
     return f"llama.cpp {threads}t", [LLAMA, "-m", GGUF, "-t", threads, "-p", "512", "-n", "128", "-r", "2", "-o", "json"], {}, read
 
 
-JOBS = [ounce("2t ", "kernels", "--runs", "3"), ounce("2t ", "train", "--runs", "3"), ounce("1t ", "train", "--runs", "2", "--threads", "1")]
+JOBS = [ounce("2t ", "kernels", "--runs", "7"), ounce("2t ", "train", "--runs", "3"), ounce("1t ", "train", "--runs", "2", "--threads", "1")]
 if MODEL:
     JOBS += [ounce("2t ", "decode", MODEL, "--runs", "2"), ounce("2t ", "prefill", MODEL, "--runs", "2")]
 if PYTHON:
-    JOBS += [torch("torch", "torch_kernels.py", "3")]
+    JOBS += [torch("torch", "torch_kernels.py", "7")]
     for words in ["dense 4", "dense 4 plain", "dense 4 bf16 plain", "dense 6 bf16 plain compile", "dense 6 plain compile",
                   "dense 6 bf16 compile", "moe 4", "moe 4 plain", "moe 4 bf16 plain"]:
         JOBS.append(torch(f"torch {words}", "torch_train.py", *words.split()))
 if LLAMA and GGUF:
     JOBS.append(llama("2"))
+JOBS = [job for job in JOBS if WORD in " ".join(job[1])]
 
 
 def ticks():

@@ -180,6 +180,17 @@ fn wrong_conversions_name_the_rule_and_a_hint() {
         ),
         (&mole, vec!["--to", "mole-lut", "--set", "rows"], "is not KEY=VALUE"),
         (&lut, vec!["--to", "mole-lut"], "has its table already"),
+        (&mole, vec!["--to", "ladder"], "ladder wiring is defined for llama"),
+        (
+            &llama,
+            vec!["--to", "ladder", "--set", "layers=some"],
+            "\"some\" is neither a number nor a list",
+        ),
+        (
+            &llama,
+            vec!["--to", "ladder", "--set", "layers=99"],
+            "the last 99 layers of a model that has",
+        ),
         (&llama, vec!["--to", "mole-lut"], "is no MoLE model"),
         (
             &broken.path().to_path_buf(),
