@@ -28,7 +28,7 @@ const RANKS: [&str; 3] = ["aoe-balance-r12", "aoe-balance-r24", "aoe-balance-r84
 fn scale(budget: Budget) -> (Scale, usize) {
     let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
         (48, 3, 64, 512, 64, 400, 8),
-        (96, 4, 128, 1024, 128, 1000, 16),
+        (96, 4, 128, 1024, 128, 1200, 16),
         (128, 4, 512, 4096, 256, 4000, 16),
     );
     let scale = Scale {
@@ -84,7 +84,7 @@ impl Reproduction for Aoe {
         [&VARIANTS, ranks].concat()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(7, 3, 5)
+        budget.pick(7, 3, 3)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())

@@ -27,7 +27,7 @@ const TABLES: [&str; 2] = ["f32", "f16"];
 fn scale(budget: Budget) -> (Scale, usize) {
     let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
         (48, 3, 96, 512, 64, 400, 8),
-        (96, 4, 240, 1024, 128, 700, 16),
+        (96, 4, 240, 1024, 128, 1000, 16),
         (128, 4, 768, 4096, 256, 4000, 16),
     );
     let scale = Scale {
@@ -107,7 +107,7 @@ impl Reproduction for Mole {
         [&VARIANTS, large].concat()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(7, 3, 5)
+        budget.pick(7, 3, 3)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())
