@@ -305,8 +305,12 @@ pub(crate) struct Bench {
 pub(crate) enum BenchWhat {
     /// Matrix products
     Kernels,
-    /// Training steps of a small Llama-shaped model, f32 and bf16
-    Train,
+    /// Training steps of a small Llama-shaped model, f32 and bf16, or of recipes
+    Train {
+        /// Time the model and batch of this recipe instead, with random ids; may be given several times
+        #[arg(long = "recipe", value_name = "FILE")]
+        recipes: Vec<PathBuf>,
+    },
     /// Decoding, 128 tokens at batch 1
     Decode {
         /// Checkpoint folder

@@ -4,7 +4,7 @@
 //! are copied or made. The pass below is common to all of them: output folder, journal, resume, side files, card. So a
 //! conversion is one file and one line in [`CONVERSIONS`].
 
-use crate::error::CompressError;
+use crate::{error::CompressError, side_files};
 use ounce_formats::{Checkpoint, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter, TensorSpec, fsx};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -256,21 +256,7 @@ fn same_job(job: &ConvertJob, checkpoint: &Checkpoint, folder: &mut OutputFolder
 
 /// Everything but weights and configuration: tokenizer and card.
 fn write_side_files(job: &ConvertJob, folder: &OutputFolder, card: &str) -> Result<(), CompressError> {
-    const COPIED: &[&str] = &[
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "chat_template.jinja",
-        "merges.txt",
-        "vocab.json",
-    ];
-    for name in COPIED {
-        let from = job.model.join(name);
-        if from.is_file() {
-            fsx::write_atomic(&folder.path().join(name), &fsx::read(&from)?)?;
-        }
-    }
+    side_files::copy(&job.model, folder.path())?;
     let text = format!(
         "# Made with Ounce {}\n\n{card}\n\n```\n{}\n```\n",
         env!("CARGO_PKG_VERSION"),

@@ -31,6 +31,7 @@ mod moh;
 mod mole_lut;
 mod output;
 mod pass;
+mod side_files;
 
 pub use calibrate::{CALIBRATION_TEXT_BYTES, CalibrationIds};
 pub use convert::{CONVERSIONS, ConvertJob, ConvertReport, convert, estimate_conversion};

@@ -1,5 +1,6 @@
 //! The frame of every experiment: runs are reused, continued after a stop, paired; the result has its fixed form.
 
+use ounce_data::DataDir;
 use ounce_lab::{
     LabError,
     reproduce::{
@@ -215,6 +216,11 @@ fn unknown_methods_are_refused_and_every_experiment_is_sound() {
                 "{}: two variants are the same",
                 method.name()
             );
+            for settings in &all {
+                let recipe = Recipe::parse(method.name(), settings, &[]).unwrap();
+                let estimate = ounce_train::estimate(&recipe, &DataDir::from_environment(None)).unwrap();
+                assert!(estimate.parameters > 0, "{}", method.name());
+            }
             for v in &variants {
                 assert!(v.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)), "{v}");
             }

@@ -34,15 +34,23 @@ pub struct Estimate {
 /// # Errors
 /// If the recipe's model cannot be built: it must have a `[model]` and a vocabulary.
 pub fn estimate(recipe: &Recipe, data: &DataDir) -> Result<Estimate> {
-    let vocab_size = match &recipe.tokenizer {
+    let vocab_size = vocab_size(recipe, data)?;
+    let (config, _) = fresh_config(recipe, vocab_size, None)?;
+    cost(recipe, &config)
+}
+
+/// Tokens of the vocabulary that a fresh model of `recipe` has; 0 if it continues a checkpoint, which has its own.
+///
+/// # Errors
+/// If the recipe names a folder without a tokenizer.
+pub fn vocab_size(recipe: &Recipe, data: &DataDir) -> Result<usize> {
+    Ok(match &recipe.tokenizer {
         Some(TokenizerConfig::TrainVocab(size)) => *size,
         Some(TokenizerConfig::Reuse(folder)) => Tokenizer::from_folder(data.expand(folder)?)
             .map_err(ModelError::from)?
             .vocab_size(),
         None => 0,
-    };
-    let (config, _) = fresh_config(recipe, vocab_size, None)?;
-    cost(recipe, &config)
+    })
 }
 
 fn cost(recipe: &Recipe, config: &ModelConfig) -> Result<Estimate> {

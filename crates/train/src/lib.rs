@@ -19,7 +19,7 @@ mod step;
 mod trainer;
 
 pub use error::{Result, TrainError};
-pub use estimate::{Estimate, estimate};
+pub use estimate::{Estimate, estimate, vocab_size};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use recipe::{Recipe, Run};
 pub use schedule::Schedule;

@@ -16,7 +16,8 @@ pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
     let runs = args.runs.max(1);
     let rows = match &args.what {
         BenchWhat::Kernels => bench::kernels(runs)?,
-        BenchWhat::Train => bench::train(runs)?,
+        BenchWhat::Train { recipes } if recipes.is_empty() => bench::train(runs)?,
+        BenchWhat::Train { recipes } => bench::train_recipes(recipes, runs)?,
         BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, runs)?],
         BenchWhat::Prefill { model } => vec![bench::prefill(&Model::open(model, false)?, runs)?],
         BenchWhat::Checkpoint {

@@ -4,7 +4,7 @@ use super::{
     MergeJob,
     journal::{Decided, Journal},
 };
-use crate::{error::CompressError, recipe::Method};
+use crate::{error::CompressError, recipe::Method, side_files};
 use ounce_formats::fsx;
 use serde_json::{Value, json};
 
@@ -13,22 +13,8 @@ use serde_json::{Value, json};
 /// # Errors
 /// A file cannot be read or written.
 pub(super) fn write(job: &MergeJob, journal: &Journal, config: &Value, decided: &Decided) -> Result<(), CompressError> {
-    const COPIED: &[&str] = &[
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "chat_template.jinja",
-        "merges.txt",
-        "vocab.json",
-    ];
     let dir = journal.folder.path();
-    for name in COPIED {
-        let from = job.model.join(name);
-        if from.is_file() {
-            fsx::write_atomic(&dir.join(name), &fsx::read(&from)?)?;
-        }
-    }
+    side_files::copy(&job.model, dir)?;
     let pretty = |value: &Value| format!("{value:#}\n");
     fsx::write_atomic(&dir.join("config.json"), pretty(config).as_bytes())?;
     fsx::write_atomic(&dir.join("merge.toml"), job.recipe.to_toml()?.as_bytes())?;

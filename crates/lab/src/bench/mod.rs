@@ -15,7 +15,7 @@ use std::time::Instant;
 pub use checkpoint::{CheckpointError, SHAPES, random_checkpoint};
 pub use decode::{decode, prefill};
 pub use kernels::kernels;
-pub use train::train;
+pub use train::{train, train_recipes};
 
 /// One benchmark's figures.
 #[derive(Debug, Clone, Serialize)]

@@ -1,9 +1,10 @@
-//! Training steps: the dense model that other programs are measured on, and the shipped mixture of experts.
+//! Training steps: the dense model that other programs are measured on, the shipped mixture of experts, and any recipe.
 
 use super::{BenchRow, rates};
-use ounce_data::Batch;
+use ounce_data::{Batch, DataDir};
 use ounce_kernels::Philox;
-use ounce_train::{Recipe, TrainError, TrainStep};
+use ounce_train::{Recipe, TrainError, TrainStep, vocab_size};
+use std::path::PathBuf;
 
 /// 6.29 M parameters, Llama-shaped: width 256, 4 layers, 8 heads, SwiGLU 1024, vocabulary 4096 (untied), 8 x 512 tokens.
 const RECIPE: &str = r#"
@@ -42,8 +43,6 @@ const MIXTURE: [&str; 8] = [
 /// # Errors
 /// Never in practice; the recipe is fixed.
 pub fn train(runs: usize) -> Result<Vec<BenchRow>, TrainError> {
-    const VOCABULARY: u64 = 4096;
-    let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % VOCABULARY) as u32;
     [
         ("train_f32", &["run.compute=f32"][..]),
         ("train_bf16", &["run.compute=bf16"]),
@@ -52,23 +51,78 @@ pub fn train(runs: usize) -> Result<Vec<BenchRow>, TrainError> {
     .into_iter()
     .map(|(name, changes)| {
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        let recipe = Recipe::parse("bench", RECIPE, &changes)?;
-        let (rows, length) = (recipe.run.batch, recipe.run.length);
-        let inputs: Vec<u32> = (0..rows * length).map(id).collect();
-        let targets: Vec<u32> = (0..rows * length).map(|i| id(i + 1)).collect();
-        let batch = [Batch {
-            rows,
-            length,
-            inputs,
-            targets,
-        }];
-        let mut trainer = TrainStep::fresh(&recipe, VOCABULARY as usize)?;
-        let mut step = 0;
-        let rates = rates(runs, (rows * length) as f64, || {
-            step += 1;
-            trainer.run(&batch, step, 1e-3).map(drop)
-        })?;
-        Ok(BenchRow::new(name, "tokens/s", rates))
+        time(name, &Recipe::parse("bench", RECIPE, &changes)?, runs)
     })
     .collect()
+}
+
+/// One row per recipe (tokens/s), named after its file. Ids are random: the recipe's texts are not read.
+///
+/// # Errors
+/// If a recipe is wrong or continues a checkpoint instead of describing a model.
+pub fn train_recipes(recipes: &[PathBuf], runs: usize) -> Result<Vec<BenchRow>, TrainError> {
+    let one = |path: &PathBuf| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        time(&stem, &Recipe::read(path, &[])?, runs)
+    };
+    recipes.iter().map(one).collect()
+}
+
+fn time(name: &str, recipe: &Recipe, runs: usize) -> Result<BenchRow, TrainError> {
+    let vocab_size = vocab_size(recipe, &DataDir::from_environment(None))?;
+    let mut trainer = TrainStep::fresh(recipe, vocab_size)?;
+    let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % vocab_size as u64) as u32;
+    let rows = recipe.run.micro_batch();
+    let length = recipe
+        .objective
+        .build(recipe.run.length)
+        .tokens_needed(recipe.run.length)
+        - 1;
+    let batches: Vec<Batch> = (0..recipe.run.batch / rows)
+        .map(|m| {
+            let first = m * rows * length;
+            Batch {
+                rows,
+                length,
+                inputs: (first..first + rows * length).map(id).collect(),
+                targets: (first..first + rows * length).map(|i| id(i + 1)).collect(),
+            }
+        })
+        .collect();
+    let mut step = 0;
+    let rates = rates(runs, (recipe.run.batch * length) as f64, || {
+        step += 1;
+        trainer.run(&batches, step, 1e-3).map(drop)
+    })?;
+    Ok(BenchRow::new(name, "tokens/s", rates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn every_shipped_recipe_can_be_timed() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/recipes");
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        paths.sort();
+        let rows = train_recipes(&paths, 1).unwrap();
+        let names: Vec<String> = rows.iter().map(|r| r.name.clone()).collect();
+        assert!(
+            names.contains(&"aoe".into()) && names.contains(&"long_short".into()),
+            "{names:?}"
+        );
+        assert!(rows.iter().all(|r| r.min > 0.0 && r.runs == 1), "{rows:?}");
+    }
+
+    #[test]
+    fn a_recipe_that_continues_a_checkpoint_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("on.toml");
+        let text = "init = \"somewhere\"\n[data]\ntrain = [\"x\"]\n[optimizer]\nlr = 1e-3\n[run]\nsteps = 1\nbatch = 1\nlength = 4\n";
+        std::fs::write(&path, text).unwrap();
+        let error = train_recipes(&[path], 1).unwrap_err().to_string();
+        assert!(error.contains("\"model\"") && error.contains("is missing"), "{error}");
+    }
 }

@@ -2,11 +2,8 @@
 //!
 //! The paper's other half, speed under tensor parallelism, needs ranks on a real link and is not measured here.
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench};
-use crate::{
-    LabError,
-    report::{Axis, Plot, PlotData},
-};
+use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, comparison};
+use crate::LabError;
 use ounce_train::Recipe;
 use std::collections::BTreeMap;
 
@@ -118,33 +115,18 @@ impl Reproduction for Ladder {
         ));
         rows.push(Row::new("ladder - parallel (nats/token)", parallel, None));
         let verdict = Verdict::at_most(&gap, PAPER_3B);
-        let seen = gap.half_width().map_or_else(
-            || "one seed has no interval, so nothing can be told".to_owned(),
-            |half| format!("the smallest gap that could have been told from none is {half:.4} nats"),
-        );
         let why = format!(
             "The ladder model's validation loss is {:+.4} nats per token from the standard model's over {} seeds, against \
-             a margin of {PAPER_3B} (the paper's larger gap); {seen}. Small models on toy text: quality only, not speed.",
-            gap.mean, gap.n
+             a margin of {PAPER_3B} (the paper's larger gap); {}. Small models on toy text: quality only, not speed.",
+            gap.mean,
+            gap.n,
+            comparison::smallest_visible(&gap)
         );
-        let series = VARIANTS
-            .iter()
-            .map(|v| results.curve(v, "validation"))
-            .collect::<Result<_, _>>()?;
-        let plots = vec![Plot {
-            title: "Validation loss over steps".into(),
-            caption: "Mean over seeds; bands are 95 % intervals.".into(),
-            data: PlotData::Lines {
-                x: Axis::linear("Step", ""),
-                y: Axis::linear("Validation loss", "nats per token"),
-                series,
-            },
-        }];
         Ok(Finding {
             rows,
             verdict,
             why,
-            plots,
+            plots: vec![comparison::loss_plot(results, &VARIANTS)?],
         })
     }
 }

@@ -8,8 +8,11 @@
 //! A folder holds `data/` (toy corpora, made here), `runs/VARIANT-seed-N/` (checkpoints, and `measured.json` once the run
 //! is done), `report.html` and `result.json`.
 
+mod aoe;
+mod comparison;
 mod ladder;
 mod long_short;
+mod mole;
 mod result;
 mod workbench;
 
@@ -28,7 +31,7 @@ pub use result::{Finding, Reproduced, Results, Row, Verdict};
 pub use workbench::{Trained, Workbench};
 
 /// The experiments. This is the one list to edit when one is added.
-pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&ladder::Ladder, &long_short::LongShort];
+pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&aoe::Aoe, &ladder::Ladder, &long_short::LongShort, &mole::Mole];
 
 /// How much time an experiment may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +183,7 @@ pub fn run_experiment(
     let total = seeds.len() * variants.len();
     let mut results = Results::new(options.budget, seeds.clone());
     let mut seconds = 0.0;
+    let mut pace = Pace::default();
     // All variants of a seed, then the next seed: after an interruption the pairs that are there are complete.
     for (index, (&seed, variant)) in seeds
         .iter()
@@ -194,7 +198,7 @@ pub fn run_experiment(
             news(&format!("{place}: done before"));
             record
         } else {
-            news(&place);
+            news(&format!("{place}{}", pace.left(&variants, seeds.len(), index)));
             let start = Instant::now();
             let mut bench = Workbench::new(&dir, &data, options.budget, stop)?;
             let measured = method.run(variant, seed, &mut bench)?;
@@ -207,6 +211,7 @@ pub fn run_experiment(
             record
         };
         seconds += record.seconds;
+        pace.add(variant, record.seconds);
         results.insert(variant, seed, record.measured);
     }
     let finding = method.judge(&results)?;
@@ -214,6 +219,30 @@ pub fn run_experiment(
     fsx::write_atomic(&out.join("result.json"), pretty(&made.result).as_bytes())?;
     made.report(method, options)?.write_html(&out.join("report.html"))?;
     Ok(made)
+}
+
+/// Seconds of runs, by variant.
+#[derive(Default)]
+struct Pace<'a>(BTreeMap<&'a str, Vec<f64>>);
+
+impl<'a> Pace<'a> {
+    fn add(&mut self, variant: &'a str, seconds: f64) {
+        self.0.entry(variant).or_default().push(seconds);
+    }
+
+    /// How long the runs from number `next` on will take, in words; nothing before the first is done. A variant without
+    /// a run is taken to cost the mean of the others.
+    fn left(&self, variants: &[&str], seeds: usize, next: usize) -> String {
+        let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
+        let known: Vec<f64> = self.0.values().map(|v| mean(v)).collect();
+        if known.is_empty() {
+            return String::new();
+        }
+        let cost = |v: &str| self.0.get(v).map_or_else(|| mean(&known), |v| mean(v));
+        let all = (0..seeds).flat_map(|_| variants).skip(next);
+        let seconds: f64 = all.map(|v| cost(v)).sum();
+        format!(", about {:.0} min left", (seconds / 60.0).ceil())
+    }
 }
 
 fn pretty(value: &impl Serialize) -> String {
@@ -239,4 +268,22 @@ fn finished(file: &Path, identity: &str) -> Option<Record> {
     let text = fsx::read_to_string(file).ok()?;
     let record: Record = serde_json::from_str(&text).ok()?;
     (record.identity == identity).then_some(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_that_of_the_variants_left() {
+        let mut pace = Pace::default();
+        let left = |pace: &Pace<'_>, next| pace.left(&["a", "b"], 3, next);
+        assert_eq!(left(&pace, 0), "");
+        pace.add("a", 60.0);
+        // b is not known yet: 2 of a, 3 of b.
+        assert_eq!(left(&pace, 1), ", about 5 min left");
+        pace.add("b", 600.0);
+        assert_eq!(left(&pace, 2), ", about 22 min left");
+        assert_eq!(left(&pace, 5), ", about 10 min left");
+    }
 }

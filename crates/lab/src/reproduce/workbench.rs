@@ -5,8 +5,8 @@ use crate::LabError;
 use ounce_data::DataDir;
 use ounce_eval::{Misalignment, MisalignmentOptions, Passage, ScoreOptions, log_probabilities, silent};
 use ounce_formats::fsx;
-use ounce_model::{Model, ModelError, Tokenizer};
-use ounce_tensor::Compute;
+use ounce_model::{Batch, Model, ModelError, Routing, Tokenizer};
+use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
 use serde_json::Value;
 use std::{
@@ -23,7 +23,8 @@ pub struct Workbench<'a> {
     pub data: &'a DataDir,
     /// How much time the experiment may take.
     pub budget: Budget,
-    stop: &'a AtomicBool,
+    /// Whether to stop.
+    pub(super) stop: &'a AtomicBool,
 }
 
 /// A model that was trained on the bench.
@@ -91,11 +92,9 @@ impl<'a> Workbench<'a> {
                 .collect()
         };
         Ok(Trained {
-            model: Model::open(&folder, true)?,
-            tokenizer: Tokenizer::from_folder(&folder).map_err(ModelError::from)?,
             validation: curve("validation_loss"),
             training: curve("cross_entropy"),
-            folder,
+            ..Trained::open(folder)?
         })
     }
 
@@ -109,6 +108,47 @@ impl<'a> Workbench<'a> {
 }
 
 impl Trained {
+    /// A checkpoint folder without curves.
+    ///
+    /// # Errors
+    /// If it is no model with a tokenizer.
+    pub fn open(folder: PathBuf) -> Result<Self, LabError> {
+        Ok(Self {
+            model: Model::open(&folder, true)?,
+            tokenizer: Tokenizer::from_folder(&folder).map_err(ModelError::from)?,
+            validation: Vec::new(),
+            training: Vec::new(),
+            folder,
+        })
+    }
+
+    /// Parameters stored, and those that one token meets.
+    pub fn parameters(&mut self) -> (u64, u64) {
+        let all = self.model.parameters() as u64;
+        let bills = self.model.plan().blocks().into_iter().map(|b| b.ffn().bill());
+        (
+            all,
+            all - bills.map(|b| b.parameters - b.active_parameters).sum::<u64>(),
+        )
+    }
+
+    /// What the routed layers decide in the first `windows` windows of `length` ids; one entry per such layer.
+    ///
+    /// # Errors
+    /// If the text is shorter than a window, or the model has fewer positions.
+    pub fn routing(&self, ids: &[u32], length: usize, windows: usize) -> Result<Vec<Routing>, LabError> {
+        let batch = windows.min(ids.len() / length);
+        let input = Batch {
+            ids: &ids[..batch * length],
+            batch,
+            compute: Compute::F32,
+        };
+        let mut ctx = self.model.context(input, None)?;
+        ctx.sink.want_routing = true;
+        no_grad(|| self.model.hidden(&mut ctx))?;
+        Ok(ctx.sink.routing)
+    }
+
     /// The ids of a text.
     ///
     /// # Errors
