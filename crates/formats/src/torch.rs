@@ -6,7 +6,8 @@
 //!
 //! `data.pkl` is a pickle, which in general is a program. Here it is read by a machine that knows the few instructions
 //! which dictionaries of tensors need and no others; a *global* is compared with a short list of names and never looked
-//! up, so there is nothing that could be called. Every index, length and range is checked against the file.
+//! up, so there is nothing that could be called. Every index, length and range is checked against the file. Lists and
+//! floats, which training checkpoints hold beside their weights, are passed over.
 
 use std::{collections::HashMap, ops::Range, path::Path};
 
@@ -23,6 +24,9 @@ const MAX_DIMS: usize = 16;
 
 const DAMAGED: &str =
     "the file is damaged, or not a weights-only PyTorch file; download it again, or export safetensors";
+const STRANGE: &str =
+    "only ordinary tensors in memory are read, nothing is executed; save a plain state_dict, or export safetensors";
+const OLD: &str = "write it again: torch.save(torch.load(FILE, weights_only=True), FILE), or export safetensors";
 const UNSAFE: &str = "only dictionaries of tensors are read, nothing is executed; do not trust this file";
 
 /// The tensors of a file whose whole content is `bytes`; `path` is for messages only.
@@ -32,6 +36,11 @@ const UNSAFE: &str = "only dictionaries of tensors are read, nothing is executed
 /// contiguous.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     let fail = |rule: String, hint: &str| FormatError::place(path, rule, hint);
+    // The pickled magic number every file of the old form begins with.
+    if bytes.starts_with(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19") {
+        let rule = "is a PyTorch file of the form before version 1.6, which is not read".to_owned();
+        return Err(fail(rule, OLD));
+    }
     let members = members(bytes).map_err(|rule| fail(rule, DAMAGED))?;
     let Some((prefix, pickle)) = members
         .iter()
@@ -134,7 +143,7 @@ fn members(bytes: &[u8]) -> std::result::Result<HashMap<String, Range<usize>>, S
     let end = (last.saturating_sub(0xffff)..=last)
         .rev()
         .find(|&at| bytes[at..].starts_with(b"PK\x05\x06"))
-        .ok_or("is not a zip archive (PyTorch files before version 1.6 are not read)")?;
+        .ok_or("is not a zip archive")?;
     let mut count = number::<2>(bytes, end + 10)?;
     let mut directory = number::<4>(bytes, end + 16)?;
     // PyTorch writes the 64-bit form always: a locator before the end record points at it.
@@ -228,6 +237,9 @@ fn global(module: &str, name: &str) -> Option<Global> {
         ("torch", "BFloat16Storage") => Global::Storage(Dtype::BF16),
         ("torch", "LongStorage") => Global::Storage(Dtype::I64),
         ("torch", "IntStorage") => Global::Storage(Dtype::I32),
+        // Listed and measured, but their data is not read.
+        ("torch", "ShortStorage") => Global::Storage(Dtype::from_name("I16")?),
+        ("torch", "CharStorage") => Global::Storage(Dtype::from_name("I8")?),
         ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
         ("torch", "BoolStorage") => Global::Storage(Dtype::Bool),
         _ => return None,
@@ -237,6 +249,8 @@ fn global(module: &str, name: &str) -> Option<Global> {
 /// A value on the stack. Compound ones are indices into the machine, so that nesting costs no recursion anywhere.
 #[derive(Debug, Clone, Copy)]
 enum Value<'a> {
+    /// What no tensor is made of, but stands beside the weights in training checkpoints: floats and lists.
+    Opaque,
     None,
     Bool,
     Int(i64),
@@ -376,7 +390,11 @@ impl<'a> Machine<'a> {
             }
             None => Err(Refusal {
                 rule: format!("asks for {module:?} {name:?}"),
-                hint: UNSAFE,
+                hint: if module == "torch" || module.starts_with("torch.") {
+                    STRANGE
+                } else {
+                    UNSAFE
+                },
             }),
         }
     }
@@ -434,6 +452,19 @@ impl<'a> Machine<'a> {
                     let n = self.count::<1>()? as usize;
                     let text = self.text(n)?;
                     self.stack.push(Value::Str(text));
+                }
+                b'G' => {
+                    self.count::<8>()?;
+                    self.stack.push(Value::Opaque);
+                }
+                b']' => self.stack.push(Value::Opaque),
+                b'a' => {
+                    self.pop()?;
+                    self.on_list()?;
+                }
+                b'e' => {
+                    self.above_mark()?;
+                    self.on_list()?;
                 }
                 b')' => self.push_tuple(Vec::new()),
                 b't' => {
@@ -507,6 +538,13 @@ impl<'a> Machine<'a> {
         let value = *self.memo.get(&key).ok_or("recalls a value that was not remembered")?;
         self.stack.push(value);
         Ok(())
+    }
+
+    fn on_list(&self) -> Step<()> {
+        match self.stack.last() {
+            Some(Value::Opaque) => Ok(()),
+            _ => Err("adds to something that is no list".into()),
+        }
     }
 
     fn set_items(&mut self, items: &[Value<'a>]) -> Step<()> {
@@ -596,7 +634,8 @@ impl<'a> Machine<'a> {
         sizes.ok_or_else(|| "a dimension is no whole number from 0".into())
     }
 
-    /// The tensors of the dictionary that was left; a training checkpoint may hold it under `state_dict` or `model`.
+    /// The tensors of the dictionary that was left; a training checkpoint may hold it under `state_dict` or `model`. The
+    /// `module.` that PyTorch's data parallelism puts before every name is taken away.
     fn named(&self) -> Step<Vec<(String, &TensorRecord)>> {
         let Some(&Value::Dict(mut dict)) = self.stack.last() else {
             return Err("leaves no dictionary".into());
@@ -611,9 +650,14 @@ impl<'a> Machine<'a> {
                 break;
             }
         }
+        let wrapped = |key: &Value<'_>| matches!(key, Value::Str(name) if name.starts_with("module."));
+        let wrapped = self.dicts[dict].iter().all(|(key, _)| wrapped(key));
         let pairs = self.dicts[dict].iter();
         let named = pairs.map(|(key, value)| match (key, value) {
-            (Value::Str(name), Value::Tensor(t)) => Ok(((*name).to_owned(), &self.tensors[*t])),
+            (Value::Str(name), Value::Tensor(t)) => {
+                let name = if wrapped { &name["module.".len()..] } else { name };
+                Ok((name.to_owned(), &self.tensors[*t]))
+            }
             (Value::Str(name), _) => Err(Refusal::from(format!("{name:?} is no tensor"))),
             _ => Err("a key is no text".into()),
         });

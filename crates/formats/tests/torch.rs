@@ -60,6 +60,91 @@ fn tensors_are_read_where_they_lie() {
     );
 }
 
+/// Files that PyTorch itself wrote (`real/make.py`).
+#[test]
+fn files_of_pytorch_itself_are_read() {
+    let table: Vec<f32> = (0..12).map(|i| i as f32 * 0.25 - 1.0).collect();
+    for name in ["tied", "proto4", "proto5", "module", "training"] {
+        let file = SafetensorsFile::open_torch(&fixture(&format!("real/{name}.bin"))).unwrap();
+        let mut names: Vec<&str> = file.names().collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            ["embed.weight", "head.weight", "norm.bias", "norm.weight", "steps"],
+            "{name}"
+        );
+        let floats = |tensor: &str| file.view(tensor).unwrap().to_f32_vec().unwrap();
+        assert_eq!(floats("head.weight"), floats("embed.weight"), "{name}: tied");
+        let (tied, embed) = (file.header().info("head.weight"), file.header().info("embed.weight"));
+        assert_eq!(tied.unwrap().range, embed.unwrap().range, "{name}: one storage");
+        // One step of an optimiser was made before the training checkpoint was saved.
+        let near = if name == "training" { 2e-3 } else { 0.0 };
+        let far = floats("embed.weight")
+            .iter()
+            .zip(&table)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(far <= near && (far > 0.0) == (name == "training"), "{name}: {far}");
+        assert!(floats("norm.weight").iter().all(|x| (x - 1.0).abs() <= near), "{name}");
+        assert_eq!(file.view("steps").unwrap().to_i64_vec().unwrap(), [7, -8], "{name}");
+    }
+
+    let file = SafetensorsFile::open_torch(&fixture("real/half.bin")).unwrap();
+    let floats = |tensor: &str| file.view(tensor).unwrap().to_f32_vec().unwrap();
+    let info = |tensor: &str| file.header().info(tensor).unwrap();
+    assert_eq!(
+        (info("embed.weight").dtype, floats("embed.weight")),
+        (Dtype::BF16, table)
+    );
+    assert_eq!(floats("f16.weight"), [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]);
+    assert_eq!(info("f16.weight").dtype, Dtype::F16);
+    assert_eq!(
+        (info("f64.weight").dtype, &info("f64.weight").shape[..]),
+        (Dtype::F64, &[2][..])
+    );
+    assert_eq!((info("mask").dtype, info("byte").dtype), (Dtype::Bool, Dtype::U8));
+    assert_eq!(file.view("i32").unwrap().to_i64_vec().unwrap(), [-1, 2]);
+    assert_eq!(&info("empty").shape[..], [0, 3]);
+    assert!(floats("empty").is_empty());
+
+    let file = SafetensorsFile::open_torch(&fixture("real/views.bin")).unwrap();
+    let floats = |tensor: &str| file.view(tensor).unwrap().to_f32_vec().unwrap();
+    let all: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    assert_eq!((floats("all"), floats("rows")), (all.clone(), all[6..18].to_vec()));
+    assert_eq!(
+        (floats("vector"), floats("p")),
+        (all[5..9].to_vec(), all[18..].to_vec())
+    );
+
+    let file = SafetensorsFile::open_torch(&fixture("real/small.bin")).unwrap();
+    assert_eq!(file.header().info("i16").unwrap().dtype.name(), "I16");
+    assert!(file.view("i8").is_err(), "listed, not read");
+}
+
+#[test]
+fn what_pytorch_writes_and_is_no_range_of_the_file_is_refused_in_words() {
+    for (name, rule, help) in [
+        ("strided", "tensor \"columns\": is not contiguous", "export safetensors"),
+        ("transposed", "tensor \"t\": is not contiguous", "export safetensors"),
+        ("expanded", "tensor \"n\": is not contiguous", "export safetensors"),
+        ("legacy", "the form before version 1.6", "torch.save"),
+        (
+            "f8",
+            "asks for \"torch._utils\" \"_rebuild_tensor_v3\"",
+            "export safetensors",
+        ),
+        (
+            "meta",
+            "asks for \"torch._utils\" \"_rebuild_meta_tensor_no_storage\"",
+            "plain state_dict",
+        ),
+    ] {
+        let (message, hint) = refusal(&bytes(&format!("real/{name}.bin")));
+        assert!(message.contains(rule), "{name}: {message}");
+        assert!(hint.contains(help), "{name}: {hint}");
+    }
+}
+
 #[test]
 fn code_is_refused_by_name() {
     let (message, hint) = refusal(&bytes("evil.bin"));
@@ -166,6 +251,10 @@ fn every_limit_is_checked() {
         ),
         (b"\x80\x02cbuiltins\neval\n.".to_vec(), "asks for \"builtins\" \"eval\""),
         (b"\x80\x02".to_vec(), "ends within an instruction"),
+        (b"\x80\x02NNa.".to_vec(), "no list"),
+        (b"\x80\x02N(Ne.".to_vec(), "no list"),
+        (b"\x80\x02]Ne.".to_vec(), "looks for a mark"),
+        (b"\x80\x02G\0.".to_vec(), "ends within an instruction"),
     ] {
         let (message, hint) = refusal(&archive(&pickle));
         assert!(message.contains(rule), "{message} should say {rule}");
@@ -198,7 +287,7 @@ fn all_within(header: &Header, len: usize) {
 
 #[test]
 fn every_mutation_of_one_byte_and_every_cut_is_refused_or_within_the_file() {
-    for name in ["weights.bin", "weights4.bin"] {
+    for name in ["weights.bin", "weights4.bin", "real/half.bin", "real/training.bin"] {
         let whole = bytes(name);
         let mut refused = 0;
         for at in 0..whole.len() {

@@ -123,13 +123,22 @@ impl Optimizer {
             let mut owned = p.tensor.detach();
             // The leaf must go first: values can be written only while nobody shares them.
             p.tensor = Tensor::zeros(&[0]);
-            if let Some(values_mut) = owned.values_mut::<f32>() {
-                adamw(values_mut, values, first, second, &settings);
+            if owned.values_mut::<f32>().is_none() {
+                // Values of a mapped checkpoint (f32 weights of `init`) are nobody's to write: a copy is.
+                owned = own(&owned);
             }
+            let values_mut = owned
+                .values_mut::<f32>()
+                .expect("invariant: the copy is f32 and not shared");
+            adamw(values_mut, values, first, second, &settings);
             p.tensor = owned.requires_grad();
         });
         Ok(norm)
     }
+}
+
+fn own(t: &Tensor) -> Tensor {
+    Tensor::new(t.to_f32(), t.shape()).expect("invariant: as many values as before")
 }
 
 fn decays(p: &Param) -> bool {

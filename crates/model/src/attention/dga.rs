@@ -53,6 +53,8 @@ mod grouped;
 mod layout;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod theory;
 
 use super::{Attention, FullAttention};
 use crate::{

@@ -1,0 +1,171 @@
+//! The layer by itself in f64: gradients, the straight-through surrogate, ties, padding.
+
+use super::*;
+use crate::{ctx::Sink, weights::FreshWeights};
+use ounce_tensor::{Gradients, Solo, gradcheck, ops::RowSpan};
+use serde_json::json;
+
+const T: usize = 5;
+
+fn f64s(n: usize, seed: u64) -> Vec<f64> {
+    (0..n)
+        .map(|i| ounce_kernels::Philox::normal(seed, 3, 0, i as u64))
+        .collect()
+}
+
+/// A layer in f64 and a context for 5 tokens in one row.
+fn layer(moh: &serde_json::Value) -> Moh {
+    let config = json!({
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4, "moh": moh,
+    });
+    let config = ModelConfig::parse("test", &config).unwrap();
+    let parsed = MohConfig {
+        router: if moh["router"] == "two_stage" {
+            Router::TwoStage
+        } else {
+            Router::QueryNorm
+        },
+        shared_heads: moh["shared_heads"].as_u64().unwrap() as usize,
+        active_routed_heads: moh["active_routed_heads"].as_u64().unwrap() as usize,
+        scaling: if moh["scaling"] == "paper" {
+            Scaling::Paper
+        } else {
+            Scaling::Implemented
+        },
+        straight_through_all: moh["straight_through"] == "all",
+        balance: 0.5,
+    };
+    let mut layer = Moh::new(parsed, &config, 0, &mut FreshWeights { seed: 5, std: 0.5 }).unwrap();
+    layer.visit(&mut |p| p.tensor = p.tensor.cast(DType::F64).unwrap());
+    layer
+}
+
+fn ctx() -> Ctx<'static> {
+    static SOLO: Solo = Solo;
+    let angles: Vec<f64> = (0..T * 2).map(|i| (i / 2) as f64 * 0.3).collect();
+    Ctx {
+        ids: &[],
+        embeddings: None,
+        batch: 1,
+        len: T,
+        spans: vec![RowSpan {
+            q_start: 0,
+            kv_begin: 0,
+            kv_len: T,
+        }],
+        cos: Tensor::new(angles.iter().map(|a| a.cos()).collect(), &[T, 2]).unwrap(),
+        sin: Tensor::new(angles.iter().map(|a| a.sin()).collect(), &[T, 2]).unwrap(),
+        cache: None,
+        compute: Compute::F32,
+        collective: &SOLO,
+        sink: Sink::default(),
+    }
+}
+
+/// A scalar of the layer's output and its side loss.
+fn scalar(layer: &Moh, x: &Tensor) -> ounce_tensor::Result<Tensor> {
+    let mut ctx = ctx();
+    // Side losses are made only where somebody trains: the numeric side must train, too.
+    let x = &if x.needs_grad() { x.clone() } else { x.requires_grad() };
+    let y = layer.forward(x, &mut ctx).map_err(|e| match e {
+        crate::ModelError::Tensor(e) => e,
+        other => panic!("{other}"),
+    })?;
+    let weights = Tensor::new(f64s(y.numel(), 9), y.shape())?;
+    let mut loss = ops::sum(&ops::mul(&y, &weights)?)?;
+    for side in &ctx.sink.side_losses {
+        loss = ops::add(&ops::reshape(&loss, &[1])?, &ops::reshape(side, &[1])?)?;
+    }
+    Ok(loss)
+}
+
+#[test]
+fn learned_routers_match_finite_differences() {
+    for (shared, k) in [(0, 2), (1, 2), (2, 2), (6, 0)] {
+        for scaling in ["implemented", "paper"] {
+            let moh = json!({"router": "two_stage", "shared_heads": shared, "active_routed_heads": k,
+                "scaling": scaling});
+            let mut with_weights = layer(&moh);
+            let mut inputs = vec![Tensor::new(f64s(T * 12, 1), &[1, T, 12]).unwrap()];
+            with_weights.visit(&mut |p| inputs.push(p.tensor.clone()));
+            let worst = gradcheck(&inputs, |inputs| {
+                let mut layer = layer(&moh);
+                let mut given = inputs[1..].iter();
+                layer.visit(&mut |p| p.tensor = given.next().unwrap().clone());
+                scalar(&layer, &inputs[0])
+            })
+            .unwrap();
+            assert!(worst < 1e-6, "{shared}+{k} {scaling}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn norm_scores_match_finite_differences() {
+    let q = Tensor::new(f64s(3 * 6 * 4, 2), &[18, 4]).unwrap();
+    let weights = Tensor::new(f64s(3 * 4, 8), &[3, 4]).unwrap();
+    let worst = gradcheck(&[q], |q| {
+        ops::sum(&ops::mul(&norm_scores(&q[0], 6, 2).unwrap(), &weights)?)
+    })
+    .unwrap();
+    assert!(worst < 1e-7, "{worst}");
+}
+
+/// dL/dp_i := dL/dgate_i for the selected heads, by hand: the gates are replaced by scores that had them as values.
+#[test]
+fn the_straight_through_gradient_is_the_surrogate() {
+    for all in [false, true] {
+        let moh = json!({"router": "query_norm", "shared_heads": 2, "active_routed_heads": 2,
+            "straight_through": if all { "all" } else { "selected" }});
+        let layer = layer(&moh);
+        let q = Tensor::new(f64s(T * 6 * 4, 4), &[T * 6, 4]).unwrap().requires_grad();
+        let gates = layer.query_norm(&q).unwrap();
+        let upstream = f64s(T * 6, 6);
+        let mut ours = Gradients::new();
+        gates
+            .all
+            .backward_from(Tensor::new(upstream.clone(), &[T, 6]).unwrap(), &mut ours)
+            .unwrap();
+        let p = norm_scores(&q, 6, 2).unwrap();
+        let dp: Vec<f64> = (0..T * 4)
+            .map(|i| {
+                let at = i / 4 * 6 + 2 + i % 4;
+                if all || gates.active[at] { upstream[at] } else { 0.0 }
+            })
+            .collect();
+        let mut expected = Gradients::new();
+        p.backward_from(Tensor::new(dp, &[T, 4]).unwrap(), &mut expected)
+            .unwrap();
+        let (a, b) = (ours.get(&q).unwrap(), expected.get(&q).unwrap());
+        assert_eq!(a.values::<f64>(), b.values::<f64>());
+        assert!(a.to_f32().iter().any(|&x| x != 0.0));
+    }
+}
+
+#[test]
+fn equal_norms_select_the_lower_head_and_pass_no_gradient() {
+    let layer = layer(&json!({"router": "query_norm", "shared_heads": 2, "active_routed_heads": 1}));
+    let q = Tensor::new(vec![1f64; T * 6 * 4], &[T * 6, 4]).unwrap().requires_grad();
+    let gates = layer.query_norm(&q).unwrap();
+    assert_eq!(&gates.all.to_f32()[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+    let mut gradients = Gradients::new();
+    ops::sum(&gates.all).unwrap().backward(&mut gradients).unwrap();
+    assert!(gradients.get(&q).unwrap().to_f32().iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn padding_takes_no_part_in_the_balance_loss() {
+    let layer = layer(&json!({"router": "two_stage", "shared_heads": 2, "active_routed_heads": 2}));
+    let scores = Tensor::new(vec![0.25f64; T * 4], &[T, 4]).unwrap();
+    let mut active = vec![true; T * 6];
+    let mut with_pad = ctx();
+    with_pad.spans[0].kv_begin = 1;
+    // Token 0 is a pad that selected everything; the others select heads 2 and 3.
+    for t in 1..T {
+        active[t * 6 + 4..t * 6 + 6].fill(false);
+    }
+    let loss = layer.balance_loss(&scores, &active, &with_pad).unwrap().item().unwrap();
+    // balance h_r sum_i P_i f_i = 0.5 * 4 * (0.25 * 1 + 0.25 * 1).
+    assert!((loss - 1.0).abs() < 1e-12, "{loss}");
+}
