@@ -75,6 +75,13 @@ fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, Compres
         .get("num_experts")
         .and_then(serde_json::Value::as_u64)
         .unwrap_or(1) as usize;
+    if count == 0 {
+        return Err(CompressError::input(
+            checkpoint.path().display().to_string(),
+            "has no routed experts",
+            "\"num_experts\": 0 is a dense model, and smaller than any table",
+        ));
+    }
     let shape = [
         model.config.vocab_size,
         model.config.layers.len() * count * model.config.hidden_size,

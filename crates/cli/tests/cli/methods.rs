@@ -195,7 +195,7 @@ fn wrong_conversions_name_the_rule_and_a_hint() {
         (
             &broken.path().to_path_buf(),
             vec!["--to", "mole-lut"],
-            "key \"num_experts\": must be at least 1",
+            "has no routed experts",
         ),
     ] {
         let output = run(&[&["convert", text(model), "--out", text(&out)], &args[..]].concat());

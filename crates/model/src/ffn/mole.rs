@@ -52,7 +52,7 @@ pub const RECORD: &str = "mole_table";
 /// The keys of `model_type` "mole" and "`mole_lut`" that belong to the method.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MoleConfig {
-    /// `num_experts`: E.
+    /// `num_experts`: E; 0 leaves the shared expert alone, which is the paper's dense model.
     pub experts: usize,
     /// `intermediate_size`: I, of the shared and of every routed expert.
     pub width: usize,
@@ -93,8 +93,8 @@ pub(crate) const LOOKUP: FfnFamily = FfnFamily {
 impl MoleConfig {
     fn read(keys: &Keys<'_>, lookup: bool) -> Result<Self> {
         let experts = match keys.count("num_experts", 0..=1 << 16)? {
-            Some(0) => {
-                let hint = "a model without routed experts is a dense one";
+            Some(0) if lookup => {
+                let hint = "a model without routed experts has no table: \"model_type\": \"mole\"";
                 return refuse(keys.file, "num_experts", "must be at least 1, is 0", hint);
             }
             Some(n) => n,
@@ -164,13 +164,19 @@ enum Experts {
     Table { table: Param, layers: usize },
 }
 
-/// A shared expert, and routed experts that know the token and not its context.
-pub struct MoleFfn {
-    layer: usize,
+/// Experts that know the token and not its context, and the router that does.
+struct Routed {
     count: usize,
-    shared: Mlp,
+    /// `[E, D]`.
     router: Linear,
     experts: Experts,
+}
+
+/// A shared expert, and routed ones unless there are none.
+pub struct MoleFfn {
+    layer: usize,
+    shared: Mlp,
+    routed: Option<Routed>,
 }
 
 impl MoleFfn {
@@ -178,6 +184,13 @@ impl MoleFfn {
         let prefix = format!("model.layers.{layer}");
         let (d, layers) = (config.hidden_size, config.layers.len());
         let shared = Mlp::new(&format!("{prefix}.mlp"), d, mole.width, weights)?;
+        if mole.experts == 0 {
+            return Ok(Self {
+                layer,
+                shared,
+                routed: None,
+            });
+        }
         let router = weights.linear(&format!("{prefix}.router"), mole.experts, d, false)?;
         let experts = if mole.lookup {
             let shape = [config.vocab_size, layers * mole.experts * d];
@@ -201,19 +214,26 @@ impl MoleFfn {
         };
         Ok(Self {
             layer,
-            count: mole.experts,
             shared,
-            router,
-            experts,
+            routed: Some(Routed {
+                count: mole.experts,
+                router,
+                experts,
+            }),
         })
     }
 
-    /// What every expert says of each of the embeddings `e [U, D]`: `[E·U, D]`, expert by expert. `None` in the lookup form.
+    /// What every expert says of each of the embeddings `e [U, D]`: `[E·U, D]`, expert by expert. `None` in the lookup form, and
+    /// without routed experts.
     ///
     /// # Errors
     /// If the last dimension is not D.
     pub fn outputs(&self, e_ud: &Tensor, compute: Compute) -> Result<Option<Tensor>> {
-        let Experts::Trained { norm, eps, experts } = &self.experts else {
+        let Some(Routed {
+            experts: Experts::Trained { norm, eps, experts },
+            ..
+        }) = &self.routed
+        else {
             return Ok(None);
         };
         let x_ud = ops::rms_norm(e_ud, &norm.tensor, *eps)?;
@@ -227,9 +247,14 @@ impl MoleFfn {
     }
 
     /// `z [rows, D]` for the different ids of the call, and the row of expert `j` for different id number `i`: `row(i, j)`.
-    fn routed(&self, ids: &Different, ctx: &Ctx<'_>) -> Result<(Tensor, impl Fn(usize, usize) -> usize + use<>)> {
-        let (count, different) = (self.count, ids.first.len());
-        let (z, lookup) = if let Experts::Table { table, layers } = &self.experts {
+    fn said(
+        &self,
+        routed: &Routed,
+        ids: &Different,
+        ctx: &Ctx<'_>,
+    ) -> Result<(Tensor, impl Fn(usize, usize) -> usize + use<>)> {
+        let (count, different) = (routed.count, ids.first.len());
+        let (z, lookup) = if let Experts::Table { table, layers } = &routed.experts {
             let [vocabulary, width] = [table.tensor.dim(0), table.tensor.dim(1)];
             // The row of a token is one slice per layer: so only this layer's slice is touched.
             let slices = ops::reshape(&table.tensor.detach(), &[vocabulary * layers, width / layers])?;
@@ -288,20 +313,23 @@ impl Different {
 
 impl FeedForward for MoleFfn {
     fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (n, d, count) = (x_btd.rows(), x_btd.last_dim(), self.count);
+        let (n, d) = (x_btd.rows(), x_btd.last_dim());
         let x_nd = ops::reshape(x_btd, &[n, d])?;
         if ctx.sink.want_ffn_inputs {
             ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
         }
-        let g_ne = ops::softmax(&self.router.forward(&x_nd, Compute::F32)?)?;
         let s_nd = self.shared.apply(&x_nd, ctx.compute)?;
+        let Some(routed) = &self.routed else {
+            return Ok(ops::reshape(&s_nd, x_btd.shape())?);
+        };
+        let g_ne = ops::softmax(&routed.router.forward(&x_nd, Compute::F32)?)?;
 
         let ids = Different::new(ctx.ids);
-        let (z, row) = self.routed(&ids, ctx)?;
+        let (z, row) = self.said(routed, &ids, ctx)?;
         let rows: Vec<usize> = ids
             .of
             .iter()
-            .flat_map(|&i| (0..count).map(move |j| (i, j)))
+            .flat_map(|&i| (0..routed.count).map(move |j| (i, j)))
             .map(|(i, j)| row(i, j))
             .collect();
         let y_nd = ops::add(&s_nd, &ops::mix_rows(&z, &rows, &g_ne)?)?;
@@ -310,8 +338,9 @@ impl FeedForward for MoleFfn {
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         self.shared.visit(f);
-        self.router.visit(f);
-        match &mut self.experts {
+        let Some(routed) = &mut self.routed else { return };
+        routed.router.visit(f);
+        match &mut routed.experts {
             Experts::Trained { norm, experts, .. } => {
                 f(norm);
                 for expert in experts {
@@ -325,7 +354,10 @@ impl FeedForward for MoleFfn {
     }
 
     fn frozen(&self) -> Option<&'static str> {
-        matches!(self.experts, Experts::Table { .. })
+        let table = |routed: &Routed| matches!(routed.experts, Experts::Table { .. });
+        self.routed
+            .as_ref()
+            .is_some_and(table)
             .then_some("the model looks its experts up in a table, which cannot follow an embedding that is trained")
     }
 
@@ -334,10 +366,18 @@ impl FeedForward for MoleFfn {
     }
 
     fn bill(&self) -> Bill {
-        let d = self.router.weight.tensor.last_dim() as u64;
-        let (e, always) = (self.count as u64, self.shared.parameters() + self.router.parameters());
+        let shared = self.shared.parameters();
+        let Some(routed) = &self.routed else {
+            return Bill {
+                parameters: shared,
+                active_parameters: shared,
+                explained: vec!["MoLE without routed experts: the shared expert alone, a dense layer".into()],
+            };
+        };
+        let d = routed.router.weight.tensor.last_dim() as u64;
+        let (e, always) = (routed.count as u64, shared + routed.router.parameters());
         let common = format!("MoLE: a shared expert, and {e} that know the token's id and not its context");
-        match &self.experts {
+        match &routed.experts {
             Experts::Trained { norm, experts, .. } => {
                 let routed = norm.tensor.numel() as u64 + experts.iter().map(Mlp::parameters).sum::<u64>();
                 Bill {

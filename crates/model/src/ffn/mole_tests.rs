@@ -51,13 +51,18 @@ fn run(layer: &MoleFfn, x: &Tensor, embedding: &Tensor, ids: &[u32]) -> Tensor {
 
 /// The formulas of the module, expert by expert over all tokens, repeated ids and all.
 fn reference(layer: &MoleFfn, x: &Tensor, embedding: &Tensor, ids: &[u32]) -> Tensor {
-    let Experts::Trained { norm, eps, experts } = &layer.experts else {
+    let Some(Routed {
+        router,
+        experts: Experts::Trained { norm, eps, experts },
+        ..
+    }) = &layer.routed
+    else {
         panic!("the training form is meant");
     };
     let at: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
     let e = ops::embedding(embedding, &at, &[ids.len()]).unwrap();
     let e = ops::rms_norm(&e, &norm.tensor, *eps).unwrap();
-    let g = ops::softmax(&layer.router.forward(x, Compute::F32).unwrap()).unwrap();
+    let g = ops::softmax(&router.forward(x, Compute::F32).unwrap()).unwrap();
     let mut y = layer.shared.apply(x, Compute::F32).unwrap();
     for (j, expert) in experts.iter().enumerate() {
         let z = expert.apply(&e, Compute::F32).unwrap();
@@ -147,10 +152,12 @@ fn zero_down_projections_leave_the_dense_layer_exactly() {
     for j in 0..3 {
         w[5 + 2 * j] = Tensor::new(vec![0f64; D * I], &[D, I]).unwrap();
     }
-    let layer = layer(3, &w);
-    let x = values(&[IDS.len(), D], 2);
-    let y = run(&layer, &x, &values(&[V, D], 1), &IDS);
-    assert_eq!(distance(&y, &layer.shared.apply(&x, Compute::F32).unwrap()), 0.0);
+    // Without routed experts there is nothing but the shared one.
+    let (routed, dense) = (layer(3, &w), layer(0, &w[..2]));
+    let (x, embedding) = (values(&[IDS.len(), D], 2), values(&[V, D], 1));
+    let y = run(&dense, &x, &embedding, &IDS);
+    assert_eq!(distance(&run(&routed, &x, &embedding, &IDS), &y), 0.0);
+    assert_eq!(distance(&y, &dense.shared.apply(&x, Compute::F32).unwrap()), 0.0);
 }
 
 proptest! {
@@ -196,7 +203,6 @@ fn the_sample_of_rows_is_spread_and_holds_the_last() {
 #[test]
 fn values_out_of_range_are_refused_with_key_rule_and_hint() {
     for (key, value, rule) in [
-        ("num_experts", json!(0), "at least 1"),
         ("num_experts", Value::Null, "is missing"),
         ("num_experts", json!(1.5), "must be a whole number"),
         ("intermediate_size", json!(0), "must be a whole number"),
@@ -216,6 +222,10 @@ fn values_out_of_range_are_refused_with_key_rule_and_hint() {
     let mut config = json_config(2);
     config["model_type"] = json!("mole_lut");
     assert!(ModelConfig::parse("config.json", &config).is_ok());
+    config["num_experts"] = json!(0);
+    let error = ModelConfig::parse("config.json", &config).unwrap_err();
+    assert!(error.to_string().contains("at least 1") && error.hint().is_some_and(|h| h.contains("mole")));
+    config["num_experts"] = json!(2);
     config[RECORD] = json!({ "rows": "0" });
     let error = ModelConfig::parse("config.json", &config).unwrap_err();
     assert!(error.to_string().contains("is damaged") && error.hint().is_some_and(|h| h.contains("mole-lut")));
