@@ -8,8 +8,10 @@
 //! A folder holds `data/` (toy corpora, made here), `runs/VARIANT-seed-N/` (checkpoints, and `measured.json` once the run
 //! is done), `report.html` and `result.json`.
 
+mod dga;
 mod ladder;
 mod long_short;
+mod moh;
 mod result;
 mod workbench;
 
@@ -28,7 +30,7 @@ pub use result::{Finding, Reproduced, Results, Row, Verdict};
 pub use workbench::{Trained, Workbench};
 
 /// The experiments. This is the one list to edit when one is added.
-pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&ladder::Ladder, &long_short::LongShort];
+pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&ladder::Ladder, &long_short::LongShort, &moh::Moh, &dga::Dga];
 
 /// How much time an experiment may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
