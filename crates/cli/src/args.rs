@@ -321,6 +321,24 @@ pub(crate) enum BenchWhat {
         /// Checkpoint folder
         model: PathBuf,
     },
+    /// Attention alone: one layer, over a prompt and token by token, without projections
+    Attention {
+        /// exact: over all keys; dga: grouped; moh: 100, 75 and 50 % of the heads (prompt only)
+        #[arg(long, value_parser = ounce_lab::bench::ATTENTION_METHODS)]
+        method: String,
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 4096, value_name = "N")]
+        context: usize,
+        /// Heads; the default is the shape of Llama-2-7B
+        #[arg(long, default_value_t = 32, value_name = "N")]
+        heads: usize,
+        /// Width of a head
+        #[arg(long, default_value_t = 128, value_name = "N")]
+        head_dim: usize,
+        /// Arithmetic of the prompt; dga computes in f32
+        #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+        compute: String,
+    },
     /// Write a random bf16 checkpoint in the shape of a published model
     Checkpoint {
         /// llama, mixtral or qwen2_moe

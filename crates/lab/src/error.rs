@@ -18,6 +18,16 @@ pub enum LabError {
         /// What to do about it.
         hint: String,
     },
+    /// A benchmark.
+    #[error("{what}: {rule}")]
+    Bench {
+        /// What was given.
+        what: String,
+        /// The broken rule.
+        rule: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// An experiment was told to stop; this folder can be continued.
     #[error("stopped; {0} can be continued")]
     Interrupted(String),
@@ -63,7 +73,7 @@ impl LabError {
             Self::Eval(e) => e.hint(),
             Self::Compress(e) => e.hint(),
             Self::Checkpoint(e) => e.hint(),
-            Self::Reproduce { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
+            Self::Reproduce { hint, .. } | Self::Bench { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::Interrupted(_) => Some("run the same command with --resume".into()),
             _ => None,
         }

@@ -7,10 +7,11 @@ use crate::{
 };
 use ounce_formats::Overwrite;
 use ounce_lab::{
-    bench::{self, BenchRow},
+    bench::{self, AttentionBench, BenchRow},
     report::{Cell, Column, Table, format_bytes},
 };
 use ounce_model::Model;
+use ounce_tensor::Compute;
 
 pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
     let runs = args.runs.max(1);
@@ -20,6 +21,22 @@ pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
         BenchWhat::Train { recipes } => bench::train_recipes(recipes, runs)?,
         BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, runs)?],
         BenchWhat::Prefill { model } => vec![bench::prefill(&Model::open(model, false)?, runs)?],
+        BenchWhat::Attention {
+            method,
+            context,
+            heads,
+            head_dim,
+            compute,
+        } => {
+            let what = AttentionBench {
+                method: method.clone(),
+                context: *context,
+                heads: *heads,
+                head_dim: *head_dim,
+                compute: if compute == "bf16" { Compute::Bf16 } else { Compute::F32 },
+            };
+            bench::attention(&what, runs)?
+        }
         BenchWhat::Checkpoint {
             family,
             gb,

@@ -18,6 +18,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "train"],
     &["bench", "decode"],
     &["bench", "prefill"],
+    &["bench", "attention"],
     &["bench", "checkpoint"],
     &["reproduce"],
     &["data"],

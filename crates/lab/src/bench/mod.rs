@@ -4,6 +4,7 @@
 //! runs a fixed number of times and reports minimum, median and maximum; comparisons against other programs belong in a
 //! script that interleaves both on a quiet machine.
 
+mod attention;
 mod checkpoint;
 mod decode;
 mod kernels;
@@ -12,6 +13,7 @@ mod train;
 use serde::Serialize;
 use std::time::Instant;
 
+pub use attention::{AttentionBench, METHODS as ATTENTION_METHODS, attention};
 pub use checkpoint::{CheckpointError, SHAPES, random_checkpoint};
 pub use decode::{decode, prefill};
 pub use kernels::kernels;

@@ -10,8 +10,10 @@
 
 mod aoe;
 mod comparison;
+mod dga;
 mod ladder;
 mod long_short;
+mod moh;
 mod mole;
 mod result;
 mod workbench;
@@ -31,7 +33,14 @@ pub use result::{Finding, Reproduced, Results, Row, Verdict};
 pub use workbench::{Trained, Workbench};
 
 /// The experiments. This is the one list to edit when one is added.
-pub const REPRODUCTIONS: &[&dyn Reproduction] = &[&aoe::Aoe, &ladder::Ladder, &long_short::LongShort, &mole::Mole];
+pub const REPRODUCTIONS: &[&dyn Reproduction] = &[
+    &aoe::Aoe,
+    &dga::Dga,
+    &ladder::Ladder,
+    &long_short::LongShort,
+    &moh::Moh,
+    &mole::Mole,
+];
 
 /// How much time an experiment may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

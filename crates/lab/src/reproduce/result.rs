@@ -75,6 +75,19 @@ impl Results {
         Interval::of(&differences).ok_or_else(|| missing(variant, name))
     }
 
+    /// Mean and 95 % interval of the differences `after - before` of two measurements of the same runs.
+    ///
+    /// # Errors
+    /// As [`Results::values`].
+    pub fn change(&self, variant: &str, after: &str, before: &str) -> Result<Interval, LabError> {
+        let pairs = self
+            .values(variant, after)?
+            .into_iter()
+            .zip(self.values(variant, before)?);
+        let differences: Vec<f64> = pairs.map(|(a, b)| a - b).collect();
+        Interval::of(&differences).ok_or_else(|| missing(variant, after))
+    }
+
     /// A curve, averaged over seeds where all have the same x, with intervals.
     ///
     /// # Errors

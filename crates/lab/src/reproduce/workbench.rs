@@ -3,13 +3,17 @@
 use super::Budget;
 use crate::LabError;
 use ounce_data::DataDir;
-use ounce_eval::{Misalignment, MisalignmentOptions, Passage, ScoreOptions, log_probabilities, silent};
+use ounce_eval::{
+    ChoiceItem, Encoder, Misalignment, MisalignmentOptions, Passage, ScoreOptions, log_probabilities, score_choices,
+    silent,
+};
 use ounce_formats::fsx;
-use ounce_model::{Batch, Model, ModelError, Routing, Tokenizer};
+use ounce_model::{Batch, Model, ModelError, ModelOptions, Routing, Tokenizer};
 use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
 use serde_json::Value;
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
@@ -208,5 +212,100 @@ impl Trained {
             compute: Compute::F32,
         };
         Ok(ounce_eval::misalignment(&self.model, ids, options, &mut silent)?)
+    }
+
+    /// The same weights under another attention method, see [`ounce_model::attention::overridden`]; curves stay behind.
+    ///
+    /// # Errors
+    /// If the method does not fit the model.
+    pub fn with_attention(&self, spec: &str) -> Result<Self, LabError> {
+        let how = ModelOptions {
+            widen: true,
+            attention: Some(spec.into()),
+        };
+        Ok(Self {
+            folder: self.folder.clone(),
+            model: Model::open_with(&self.folder, &how)?,
+            tokenizer: Tokenizer::from_folder(&self.folder).map_err(ModelError::from)?,
+            validation: Vec::new(),
+            training: Vec::new(),
+        })
+    }
+
+    /// Share of tokens that use each head, `[layer][head]`, over windows of `window` of the first `tokens` ids. Empty for
+    /// a model whose heads have no gates.
+    ///
+    /// # Errors
+    /// If the model has fewer positions.
+    pub fn head_loads(&self, ids: &[u32], window: usize, tokens: usize) -> Result<Vec<Vec<f64>>, LabError> {
+        let heads = self.model.config.heads;
+        let (mut loads, mut seen) = (Vec::<Vec<f64>>::new(), 0.0);
+        for ids in ids[..tokens.min(ids.len())].chunks_exact(window) {
+            let batch = Batch {
+                ids,
+                batch: 1,
+                compute: Compute::F32,
+            };
+            let mut ctx = self.model.context(batch, None)?;
+            ctx.sink.want_head_gates = true;
+            no_grad(|| self.model.hidden(&mut ctx))?;
+            loads.resize(ctx.sink.head_gates.len(), vec![0.0; heads]);
+            for (load, (_, gates)) in loads.iter_mut().zip(&ctx.sink.head_gates) {
+                for row in gates.to_f32().chunks_exact(heads) {
+                    for (load, &gate) in load.iter_mut().zip(row) {
+                        *load += f64::from(u8::from(gate != 0.0));
+                    }
+                }
+            }
+            seen += window as f64;
+        }
+        loads.iter_mut().flatten().for_each(|load| *load /= seen);
+        Ok(loads)
+    }
+
+    /// Share of questions that are answered rightly by likelihood.
+    ///
+    /// # Errors
+    /// If there is no question, or one cannot be scored.
+    pub fn accuracy(&self, items: &[ChoiceItem]) -> Result<f64, LabError> {
+        let encode = |text: &str| self.tokenizer.encode(text, false).map_err(Into::into);
+        let encoder = Encoder {
+            encode: &encode,
+            start: None,
+        };
+        let scores = score_choices(&self.model, items, encoder, &F32, &mut silent)?;
+        if scores.is_empty() {
+            return Err(LabError::Reproduce {
+                what: "the text".into(),
+                rule: "holds no question".into(),
+                hint: String::new(),
+            });
+        }
+        Ok(scores.iter().filter(|s| s.correct).count() as f64 / scores.len() as f64)
+    }
+}
+
+/// Entropy (nats) of the distribution of single tokens in a text: the loss of the best model that sees no context.
+pub(super) fn token_entropy(ids: &[u32]) -> f64 {
+    let mut counts = HashMap::new();
+    for id in ids {
+        *counts.entry(id).or_insert(0.0f64) += 1.0;
+    }
+    let n = ids.len() as f64;
+    // Sorted: the order of a hash map differs between runs, and sums depend on it.
+    let mut counts: Vec<f64> = counts.into_values().collect();
+    counts.sort_by(f64::total_cmp);
+    counts.iter().map(|c| -c / n * (c / n).ln()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entropy_of_tokens_is_that_of_their_frequencies() {
+        assert!((token_entropy(&[1, 2, 3, 4]) - 4f64.ln()).abs() < 1e-12);
+        assert!((token_entropy(&[7, 7, 7, 9]) - (0.75 * (4f64 / 3.0).ln() + 0.25 * 4f64.ln())).abs() < 1e-12);
+        assert!(token_entropy(&[5; 10]).abs() < 1e-12);
     }
 }
