@@ -98,7 +98,7 @@ impl Sizes {
 }
 
 /// Chunk `m` of a memory, as the only batch row.
-fn chunk<'a>(memory: Heads<'a>, m: usize) -> Heads<'a> {
+fn chunk(memory: Heads<'_>, m: usize) -> Heads<'_> {
     let at = m * memory.batch_stride;
     let data = match memory.data {
         Data::F32(v) => Data::F32(v.get(at..).unwrap_or_default()),
@@ -151,7 +151,7 @@ pub fn gca(
     for side in [keys, values] {
         let fits = side.heads() == heads
             && match side {
-                KeyValue::Tensor(t) => t.shape[1..] == [rows, heads, head_dim],
+                KeyValue::Tensor(t) => t.shape.get(1..) == Some(&[rows, heads, head_dim][..]),
                 KeyValue::Cache { .. } => true,
             };
         let (view, last) = (side.view()?, neighbours.chunks.iter().flatten().max());
