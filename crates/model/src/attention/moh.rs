@@ -613,6 +613,8 @@ mod tests {
         Ctx {
             ids: &[],
             embeddings: None,
+            inserted: None,
+            noise: None,
             batch: 1,
             len: T,
             spans: vec![RowSpan {
