@@ -482,3 +482,39 @@ fn the_authors_state_dicts_load() {
     let error = copy(&|name| name.to_owned(), 0.5).err().unwrap().to_string();
     assert!(error.contains("self_attn.m") && error.contains("slopes"), "{error}");
 }
+
+/// The authors' configuration, key by key: 146 M parameters, of which a 12-layer decoder alone would have 123.5 M.
+#[test]
+fn the_published_configuration_has_the_published_size() {
+    let json = json!({
+        "architectures": ["DRTForCausalLM"], "model_type": "llama", "hidden_size": 768, "num_attention_heads": 12,
+        "num_key_value_heads": 12, "intermediate_size": 2048, "vocab_size": 50265, "num_hidden_layers": -1,
+        "max_position_embeddings": -1, "hidden_act": "silu", "attention_bias": false, "bos_id": 50256, "pad_id": 50257,
+        "mask_id": 50263, "chunk_id": 50264, "encoder_layers": 2, "decoder_layers": [6, 6], "enc_chunk_size": 63,
+        "chunk_topk": 8, "chunk_window": -1, "slide_window": 512, "enable_alibi": true, "enable_softmax_one": true,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "initializer_range": 0.02, "rope_scaling": null,
+        "rope_theta": 10000.0, "pretraining_tp": 1, "torch_dtype": "float32", "use_cache": true,
+    });
+    let config = ModelConfig::parse("config.json", &json).unwrap();
+    assert_eq!((config.model_type.as_str(), config.layers.len()), ("drt", 12));
+    let (d, ffn, vocab) = (768, 3 * 768 * 2048, 50265);
+    let layer = 4 * d * d + ffn + 2 * d;
+    let decoder = vocab * d + 12 * layer + d;
+    let own = 6 * (2 * d * d + d) + 2 * layer + d + d + 2 * d * d + d;
+    assert_eq!(ounce_model::parameter_count(&config).unwrap(), decoder + own);
+    assert_eq!((decoder / 100_000, (decoder + own) / 1_000_000), (1235, 145));
+    let bill = config.plan.as_ref().unwrap().bill(&config, 2);
+    // 64 rows of keys and values per 63 tokens in 2 bytes, one landmark in 4.
+    let per_token = (64.0 * 2.0 * 768.0 * 2.0 + 4.0 * 768.0) / 63.0;
+    assert!((bill.memory_bytes_per_token - per_token).abs() < 1e-9);
+    // 16 M tokens: 51.5 GB of chunks in the paper's arithmetic, which leaves out the landmarks and their rows.
+    assert!((bill.memory_bytes_per_token * 16.777e6 / 1e9 - 51.5).abs() < 2.0);
+    // Every product once: decoder weights without embedding, times 64/63, and the head.
+    let weights = (12 * (layer - 2 * d) + 6 * 2 * d * d + 2 * (layer - 2 * d) + 2 * d * d) as f64;
+    let flops = 2.0 * (weights * 64.0 / 63.0 + (vocab * d) as f64);
+    assert!(
+        (bill.flops_per_token - flops).abs() < 1.0,
+        "{} {flops}",
+        bill.flops_per_token
+    );
+}

@@ -212,6 +212,23 @@ fn grouped_cross_attention() {
     assert!(a[..h * d].iter().chain(&a[6 * h * d..7 * h * d]).all(|&x| x == 0.0));
 }
 
+/// One head, one token, two chunks of two rows, by hand. Chunk 0: logits ln 3 and 0, so weights 3/4 and 1/4 of the values 4
+/// and 8: 5. Chunk 1: logits 0 and 0, so the mean of 2 and 6: 4. Mixed with 0.9 and 0.1: 4.9.
+#[test]
+fn grouped_cross_attention_by_hand() {
+    let column = |values: [f64; 4]| Tensor::new(values.to_vec(), &[2, 2, 1, 1]).unwrap();
+    let (keys, values) = (column([3f64.ln(), 0.0, 0.0, 0.0]), column([4.0, 8.0, 2.0, 6.0]));
+    let q = Tensor::new(vec![1f64], &[1, 1, 1]).unwrap();
+    let weights = Tensor::new(vec![0.9, 0.1], &[1, 2]).unwrap();
+    let with = ops::Neighbours {
+        runs: std::iter::once(0..1).collect(),
+        chunks: vec![Some(0), Some(1)],
+    };
+    let (k, v) = (KeyValue::Tensor(&keys), KeyValue::Tensor(&values));
+    let out = ops::gca(&q, k, v, 2, &with, &weights, (1.0, Compute::F32)).unwrap();
+    assert!((out.item().unwrap() - 4.9).abs() < 1e-12);
+}
+
 /// From scores to outputs: the weights are the softmax of the scores that a frozen top-2 chose.
 #[test]
 fn gradients_reach_the_scores_of_chosen_chunks() {

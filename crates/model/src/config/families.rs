@@ -247,6 +247,11 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
         {
             return refuse(file, key, *why, "");
         }
+    }
+    // After all reasons that are known: "unknown" says less.
+    for key in map.keys() {
+        let key = key.as_str();
+        let explained = key == "auto_map" && keys.get("moh").is_some();
         let used = COMMON.contains(&key) || family_used.contains(&key) || (merged && MERGED.contains(&key));
         let used = used || explained || attention::is_method(key);
         if !used && !HARMLESS.contains(&key) && !map[key].is_null() {

@@ -11,12 +11,12 @@ pub(super) fn bill(drt: &DrtConfig, config: &ModelConfig, element: usize) -> Pla
     let (layers, upper) = (config.layers.len() as f64, drt.groups.iter().sum::<usize>() as f64);
     // A landmark is a position of its own: C positions are computed per S tokens.
     let stretch = drt.positions() as f64 / s;
-    let element = match drt.memory {
+    let memory = match drt.memory {
         Some(CacheType::F32) => 4,
         Some(CacheType::F16) => 2,
         None => element,
     };
-    let chunks = drt.rows() as f64 / s * 2.0 * d * element as f64;
+    let chunks = drt.rows() as f64 / s * 2.0 * d * memory as f64;
     let landmarks = 4.0 * d / s;
     let kept = drt.window + drt.positions();
     let fixed = (2 * config.layers.len() * config.kv_heads * config.head_dim * kept * element) as u64;
