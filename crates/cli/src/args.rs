@@ -414,6 +414,27 @@ pub(crate) enum DataWhat {
         #[arg(long, default_value_t = 0, value_name = "N")]
         seed: u64,
     },
+    /// Stories in which a key is hidden and asked for at the end, one item per training window
+    Passkey {
+        /// Output folder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Bytes of the training file
+        #[arg(long, default_value_t = ounce_data::toy::BYTES, value_name = "N")]
+        bytes: usize,
+        /// Bytes of an item, its end included: the window length of the recipe
+        #[arg(long, default_value_t = 1024, value_name = "N")]
+        length: usize,
+        /// Bytes of a chunk; the question ends at a chunk's end
+        #[arg(long, default_value_t = 64, value_name = "N")]
+        chunk: usize,
+        /// Digits of a key
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        digits: usize,
+        /// Seed
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        seed: u64,
+    },
 }
 
 /// `ounce doctor`.

@@ -8,6 +8,7 @@
 mod error;
 pub mod length;
 pub mod packing;
+pub mod passkey;
 pub mod readers;
 pub mod resolve;
 pub mod rng;

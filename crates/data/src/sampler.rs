@@ -5,6 +5,7 @@
 //! share one token and every token is predicted once. Each epoch starts at a random phase in 0..T (a token is not
 //! always at the same position) and visits its W windows in an order given by a keyed permutation, computed per
 //! index rather than shuffled: the window of (seed, step, index) is a pure function, and there is no cursor to save.
+//! Aligned windows have no phase: for corpora whose items are one window long.
 //! It must not know models or objectives.
 
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Sampler {
     micro_batches: usize,
     windows: u64,
     seed: u64,
+    /// Windows start at multiples of T.
+    aligned: bool,
 }
 
 impl Sampler {
@@ -81,7 +84,16 @@ impl Sampler {
             micro_batches,
             windows,
             seed,
+            aligned: false,
         })
+    }
+
+    /// The same with windows that start at multiples of T: for corpora whose items are one window long.
+    #[must_use]
+    pub fn aligned(mut self) -> Self {
+        self.aligned = true;
+        self.windows = ((self.stream.len() - 1) / self.length) as u64;
+        self
     }
 
     /// W, windows per epoch.
@@ -105,6 +117,9 @@ impl Sampler {
             self.seed,
             epoch,
         );
+        if self.aligned {
+            return (epoch, window as usize * self.length);
+        }
         // A stream barely longer than its windows has less room than a whole phase.
         let slack = (self.stream.len() - 1 - self.windows as usize * self.length).min(self.length - 1);
         let phase = Philox::at(self.seed, PHASE, epoch, 0).below(slack as u64 + 1) as usize;

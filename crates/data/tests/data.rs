@@ -195,6 +195,25 @@ fn sampler_refuses_what_cannot_work() {
 }
 
 #[test]
+fn aligned_windows_start_at_multiples_and_each_comes_once_per_epoch() {
+    // Seven whole windows and the target after the last one; what is left over is not read.
+    for (tokens, windows) in [(71, 7), (75, 7), (81, 8)] {
+        let stream = Arc::new(TokenStream::from((0..tokens).collect::<Vec<u32>>()));
+        let sampler = Sampler::new(stream, 10, 1, 1, 3).unwrap().aligned();
+        assert_eq!(sampler.windows_per_epoch(), windows);
+        for epoch in 0..3 {
+            let mut starts: Vec<usize> = (epoch * windows..(epoch + 1) * windows)
+                .map(|step| sampler.start(step, 0).1)
+                .collect();
+            starts.sort_unstable();
+            assert_eq!(starts, (0..windows as usize).map(|w| 10 * w).collect::<Vec<_>>());
+        }
+        let batch = sampler.batch(0, 0);
+        assert_eq!((batch.inputs[0] % 10, batch.targets[9]), (0, batch.inputs[9] + 1));
+    }
+}
+
+#[test]
 fn seeds_and_epochs_change_the_order() {
     let stream = Arc::new(TokenStream::from((0..10_000).collect::<Vec<u32>>()));
     let starts = |seed, from: u64| -> Vec<usize> {

@@ -114,6 +114,7 @@ fn grouped_causal_attention_with_a_window_and_padding() {
         window: Some(3),
         causal: true,
         scale: 0.6,
+        slopes: None,
     };
     // Row 0: the last three of five positions. Row 1: two keys of padding, and the first query sees nothing.
     let rows = AttentionRows {

@@ -284,6 +284,7 @@ fn attend() -> Vec<f32> {
         window: None,
         causal: true,
         scale: (HEAD as f64).powf(-0.5),
+        slopes: None,
     };
     let rows = AttentionRows {
         q_start: &[0],

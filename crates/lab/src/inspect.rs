@@ -4,7 +4,7 @@
 //! token: parameters it meets, arithmetic, and memory it leaves in the cache.
 
 use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
-use ounce_model::{Model, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole};
+use ounce_model::{Model, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill};
 use ounce_tensor::DType;
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -39,6 +39,9 @@ pub struct Inspection {
     pub feed_forward: Vec<String>,
     /// The method in the attention slot, if there is one.
     pub attention: Option<AttentionCosts>,
+    /// What the plan costs, where it is not all layers one after the other. The figures above are then its: bytes per token
+    /// are those that grow with the text, and attention costs nothing more per position.
+    pub plan: Option<PlanBill>,
     /// Element types of the tensors on disk.
     pub dtypes: BTreeMap<String, DtypeShare>,
     /// Tensors with values that are no numbers; `None` unless asked for.
@@ -188,6 +191,7 @@ pub fn inspect(
     // The embedding is looked up, not multiplied; as a tied head it is.
     let looked_up = if config.tied { 0 } else { embedding };
     let element = if model.dtype() == DType::F32 { 4 } else { 2 };
+    let plan = config.plan.as_ref().map(|plan| plan.bill(config, element));
     let list = |f: fn(&ounce_model::config::MoeConfig) -> usize| config.moe_layers().map(|(_, m)| f(m)).collect();
     Ok(Inspection {
         model: dir.display().to_string(),
@@ -213,9 +217,18 @@ pub fn inspect(
         parameters,
         active_parameters,
         bytes_on_disk: disk(&checkpoint)?,
-        kv_bytes_per_token: config.kv_bytes_per_token(element) as u64,
-        flops_per_token: 2 * (active_parameters - looked_up - vectors),
-        attention_flops_per_position: 4 * (config.heads * config.head_dim * config.layers.len()) as u64,
+        kv_bytes_per_token: match &plan {
+            Some(plan) => plan.memory_bytes_per_token.ceil() as u64,
+            None => config.kv_bytes_per_token(element) as u64,
+        },
+        flops_per_token: match &plan {
+            Some(plan) => plan.flops_per_token.round() as u64,
+            None => 2 * (active_parameters - looked_up - vectors),
+        },
+        attention_flops_per_position: match &plan {
+            Some(_) => 0,
+            None => 4 * (config.heads * config.head_dim * config.layers.len()) as u64,
+        },
         feed_forward: bills.into_iter().next().unwrap_or_default().explained,
         attention: config.attention.as_ref().map(|method| {
             let context = options.context.unwrap_or(config.max_positions);
@@ -226,6 +239,7 @@ pub fn inspect(
                 costs: method.costs(config, context, element),
             }
         }),
+        plan,
         dtypes: dtypes(&checkpoint),
         scan: if options.scan {
             Some(scan_values(&checkpoint, progress)?)

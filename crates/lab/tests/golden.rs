@@ -48,6 +48,16 @@ fn attention_methods() {
 }
 
 #[test]
+fn retrieval_decoder() {
+    all_pass("tests/fixtures/golden", &["drt_no_slot", "drt_null_slot"], 5);
+    all_pass(
+        "tests/fixtures/golden",
+        &["gca_attention", "gca_attention_null_slot"],
+        10,
+    );
+}
+
+#[test]
 fn ladder_checkpoints() {
     all_pass("tests/fixtures/golden", &["llama_ladder", "llama_ladder_list"], 3);
 }

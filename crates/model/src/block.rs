@@ -40,6 +40,27 @@ impl Block {
         })
     }
 
+    /// A sequential block below `prefix`, whose slots the caller fills.
+    ///
+    /// # Errors
+    /// If a weight is missing or has the wrong shape.
+    pub(crate) fn with_slots(
+        prefix: &str,
+        (d, eps): (usize, f64),
+        weights: &mut dyn Weights,
+        attention: impl FnOnce(&mut dyn Weights) -> Result<Box<dyn Attention>>,
+        ffn: impl FnOnce(&mut dyn Weights) -> Result<Box<dyn FeedForward>>,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm1: weights.param(&format!("{prefix}.input_layernorm.weight"), &[d])?,
+            attention: attention(weights)?,
+            norm2: weights.param(&format!("{prefix}.post_attention_layernorm.weight"), &[d])?,
+            ffn: ffn(weights)?,
+            wiring: Wiring::Sequential,
+            eps,
+        })
+    }
+
     /// The block alone on the residual stream `x [B,T,D]`, with no output under way before or after it.
     ///
     /// # Errors

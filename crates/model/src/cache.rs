@@ -35,6 +35,10 @@ pub trait Cache: Send {
     fn snapshot(&self) -> Box<dyn Cache>;
     /// Bytes held.
     fn bytes(&self) -> usize;
+    /// What the plan keeps, if it does not leave that to its layers: its own type.
+    fn own_plan(&mut self) -> Option<&mut dyn std::any::Any> {
+        None
+    }
     /// What the method of layer `layer` keeps instead of plain keys and values, if it does.
     fn own_layer(&mut self, _layer: usize) -> Option<&mut dyn LayerCache> {
         None
@@ -90,6 +94,12 @@ impl Values {
             Values::F16(v) => *v = grown(v, batch, old, new, width),
         }
     }
+    fn shift(&mut self, from: std::ops::Range<usize>, to: usize) {
+        match self {
+            Values::F32(v) => v.copy_within(from, to),
+            Values::F16(v) => v.copy_within(from, to),
+        }
+    }
     fn write(&mut self, at: usize, from: &[f32]) {
         match self {
             Values::F32(v) => v[at..at + from.len()].copy_from_slice(from),
@@ -142,6 +152,21 @@ impl KvCache {
             token_stride: width,
             head_stride: self.head_dim,
             heads: self.kv_heads,
+        }
+    }
+
+    /// Forgets all but the newest `n` tokens of every layer (all layers hold equally many). What stays moves to the
+    /// front: positions are counted from the first token kept.
+    pub(crate) fn keep_last(&mut self, n: usize) {
+        let width = self.kv_heads * self.head_dim;
+        for l in &mut self.layers {
+            let drop = l.len.saturating_sub(n);
+            for row in 0..self.batch {
+                let (start, end) = (row * l.capacity * width, (row * l.capacity + l.len) * width);
+                l.keys.shift(start + drop * width..end, start);
+                l.values.shift(start + drop * width..end, start);
+            }
+            l.len -= drop;
         }
     }
 

@@ -12,6 +12,10 @@ pub struct Ctx<'a> {
     pub ids: &'a [u32],
     /// Embeddings of the ids `[B,T,D]`, as they enter the first block; `None` until a whole model has embedded them.
     pub embeddings: Option<Tensor>,
+    /// Embedding `[1,D]` of the token that the plan puts between those of the text, if it has one.
+    pub inserted: Option<Tensor>,
+    /// Set in training: methods that explore draw from here.
+    pub noise: Option<Noise>,
     /// Rows of the batch.
     pub batch: usize,
     /// Tokens per row in this call.
@@ -32,6 +36,17 @@ pub struct Ctx<'a> {
     pub sink: Sink,
 }
 
+/// Where a training step draws its randomness: every draw is a function of these and of its place in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noise {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The step, counted from 1.
+    pub step: u64,
+    /// The forward within the step.
+    pub part: u64,
+}
+
 /// By-products of a forward: side losses always, the rest when asked for.
 #[derive(Default)]
 pub struct Sink {
@@ -49,6 +64,19 @@ pub struct Sink {
     pub want_head_gates: bool,
     /// `(layer, gates [N, H])`: factors on the outputs of the heads, in layers that have them, in order.
     pub head_gates: Vec<(usize, Tensor)>,
+    /// Ask for `retrieved`.
+    pub want_retrieved: bool,
+    /// One entry per retrieval group, in order.
+    pub retrieved: Vec<Retrieved>,
+}
+
+/// What the chunks that were finished in this call retrieved.
+#[derive(Debug, Clone)]
+pub struct Retrieved {
+    /// Chunks `[chunks, B, k]`, best score first; `None` where fewer than k are visible.
+    pub chunks: Vec<Option<usize>>,
+    /// Their weights `[chunks, B, k]`.
+    pub weights: Vec<f32>,
 }
 
 /// What a router decided.

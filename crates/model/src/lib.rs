@@ -30,7 +30,7 @@ pub mod weights;
 pub use block::Block;
 pub use cache::{Cache, KvCache};
 pub use config::ModelConfig;
-pub use ctx::{Ctx, Routing, Sink};
+pub use ctx::{Ctx, Noise, Retrieved, Routing, Sink};
 pub use error::{ModelError, Result};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use layer_cache::{LayerCache, MixedCache};

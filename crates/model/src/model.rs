@@ -171,6 +171,9 @@ impl Model {
         } else {
             CacheType::F16
         };
+        if let Some(own) = self.plan.cache(kind, batch, reserve) {
+            return own;
+        }
         let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
         let plain = |layers| KvCache::new(kind, layers, batch, kv_heads, head_dim, reserve);
         let blocks = self.plan.blocks();
@@ -218,6 +221,8 @@ impl Model {
         Ok(Ctx {
             ids,
             embeddings: None,
+            inserted: None,
+            noise: None,
             batch,
             len,
             spans,
@@ -246,6 +251,9 @@ impl Model {
     pub fn hidden(&self, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let x = self.embed(ctx)?;
         ctx.embeddings = Some(x.clone());
+        if let Some(id) = self.plan.inserted_token() {
+            ctx.inserted = Some(ops::embedding(&self.embedding.tensor, &[id as usize], &[1])?);
+        }
         let x = self.plan.forward(x, ctx)?;
         self.finish(&x)
     }

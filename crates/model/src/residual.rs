@@ -283,6 +283,32 @@ pub fn run<'b>(blocks: impl IntoIterator<Item = &'b Block>, x: Tensor, ctx: &mut
     Ok(stream.arrived)
 }
 
+/// One sequential block with a bypass: `a = x + attn(norm1(x))`, `y = a + ffn(norm2(a + bypass(a)))`. The bypass reaches the
+/// output through the feed-forward only. It returns a partial sum, or nothing where it has nothing to say.
+///
+/// # Errors
+/// If shapes do not fit, the cache refuses, or another rank is gone.
+pub(crate) fn run_bypassed(
+    block: &Block,
+    x: &Tensor,
+    ctx: &mut Ctx<'_>,
+    bypass: impl FnOnce(&Tensor, &mut Ctx<'_>) -> Result<Option<Tensor>>,
+) -> Result<Tensor> {
+    let parts = block.sub_blocks();
+    let attended = parts
+        .attention
+        .forward(&ops::rms_norm(x, &parts.norm1.tensor, parts.eps)?, ctx)?;
+    let stream = ops::add(x, &ctx.collective.start_sum(attended)?.wait()?)?;
+    let read = match bypass(&stream, ctx)? {
+        Some(partial) => ops::add(&stream, &ctx.collective.start_sum(partial)?.wait()?)?,
+        None => stream.clone(),
+    };
+    let partial = parts
+        .ffn
+        .forward(&ops::rms_norm(&read, &parts.norm2.tensor, parts.eps)?, ctx)?;
+    Ok(ops::add(&stream, &ctx.collective.start_sum(partial)?.wait()?)?)
+}
+
 /// Sums over ranks that one forward needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Sums {

@@ -18,6 +18,15 @@ pub trait Weights {
     /// If it is missing, has another shape, or a dtype that is no weight.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
 
+    /// The tensor `name` if this source has files and they hold it: for copies of what is computed anyway.
+    ///
+    /// # Errors
+    /// If it is there and has another shape, or a dtype that is no weight.
+    fn stored_copy(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let _ = (name, shape);
+        Ok(None)
+    }
+
     /// A table that is read row by row: as [`Weights::tensor`], but never widened and cheap to ask for again.
     ///
     /// # Errors
@@ -69,16 +78,28 @@ pub struct CheckpointWeights {
     widen: bool,
     /// Tensors that were asked for.
     used: HashSet<String>,
+    /// What stands before every name: state dicts of data-parallel training say "module.".
+    prefix: &'static str,
 }
+
+/// Prefix of state dicts that were saved from within data-parallel training.
+const PARALLEL: &str = "module.";
 
 impl CheckpointWeights {
     /// Reads from `checkpoint`; with `widen`, 16-bit weights become f32 copies.
     pub fn new(checkpoint: Arc<Checkpoint>, widen: bool) -> Self {
+        let parallel = checkpoint.contains("module.model.embed_tokens.weight");
         Self {
             checkpoint,
             widen,
             used: HashSet::new(),
+            prefix: if parallel { PARALLEL } else { "" },
         }
+    }
+
+    /// The name of a tensor in the files.
+    fn in_file(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     fn fail<T>(&self, name: &str, rule: String, hint: &str) -> Result<T> {
@@ -137,7 +158,8 @@ impl CheckpointWeights {
     /// # Errors
     /// If such a tensor is found.
     pub fn check_all_used(&self, tied: bool) -> Result<()> {
-        let known = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+        let known =
+            |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == self.in_file("lm_head.weight"));
         match self
             .checkpoint
             .names()
@@ -179,9 +201,10 @@ impl CheckpointWeights {
 
 impl Weights for CheckpointWeights {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = if self.checkpoint.contains(name) {
-            self.used.insert(name.to_owned());
-            self.load(name)?
+        let stored = self.in_file(name);
+        let tensor = if self.checkpoint.contains(&stored) {
+            self.used.insert(stored.clone());
+            self.load(&stored)?
         } else if let Some(expert) = self.fused_expert(name)? {
             expert
         } else {
@@ -201,6 +224,14 @@ impl Weights for CheckpointWeights {
         Ok(tensor)
     }
 
+    fn stored_copy(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        if self.checkpoint.contains(&self.in_file(name)) {
+            self.tensor(name, shape).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let widen = std::mem::replace(&mut self.widen, false);
         let rows = self.tensor(name, shape);
@@ -209,7 +240,7 @@ impl Weights for CheckpointWeights {
     }
 
     fn stored(&self, name: &str) -> Result<Option<Region>> {
-        Ok(Some(self.checkpoint.region(name)?))
+        Ok(Some(self.checkpoint.region(&self.in_file(name))?))
     }
 }
 
@@ -273,8 +304,12 @@ fn visit_tensors(config: &ModelConfig, f: &mut dyn FnMut(&str, &[usize]) -> Resu
         tables: vec!["model.embed_tokens.weight".to_owned()],
     };
     listing.tensor("model.embed_tokens.weight", &table)?;
-    for layer in 0..config.layers.len() {
-        crate::Block::new(config, layer, &mut listing)?;
+    if let Some(plan) = &config.plan {
+        plan.build(config, &mut listing)?;
+    } else {
+        for layer in 0..config.layers.len() {
+            crate::Block::new(config, layer, &mut listing)?;
+        }
     }
     f("model.norm.weight", &[config.hidden_size])?;
     if !config.tied {

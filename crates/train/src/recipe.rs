@@ -131,6 +131,9 @@ pub struct Run {
     /// Validation tokens per evaluation.
     #[serde(default = "eval_tokens")]
     pub eval_tokens: usize,
+    /// Training windows start at multiples of `length`: for corpora whose items are one window long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aligned: bool,
     /// Write a checkpoint every so many steps; 0 means at the end only.
     #[serde(default)]
     pub checkpoint_every: u64,

@@ -88,8 +88,12 @@ impl TrainStep {
         let mut gradients = Gradients::new();
         let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
         let n = micro_batches.len() as f64;
-        let at = At { seed: self.seed, step };
-        for batch in micro_batches {
+        for (part, batch) in micro_batches.iter().enumerate() {
+            let at = At {
+                seed: self.seed,
+                step,
+                part: part as u64,
+            };
             let made = self.objective.loss(&self.model, batch, at, self.compute)?;
             let value = made.total.item()?;
             if !value.is_finite() {

@@ -131,7 +131,10 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
     corpus.check_range(trainer.model.config.vocab_size)?;
     let micro_batches = run.batch / run.micro_batch();
     let length = trainer.objective.tokens_needed(run.length) - 1;
-    let sampler = Sampler::new(corpus.train.clone(), length, run.micro_batch(), micro_batches, run.seed)?;
+    let mut sampler = Sampler::new(corpus.train.clone(), length, run.micro_batch(), micro_batches, run.seed)?;
+    if run.aligned {
+        sampler = sampler.aligned();
+    }
     let (mut done, mut metrics_bytes) = (0, 0);
     if let Some(found) = &found {
         found.restore(&mut trainer.model, &mut trainer.optimizer)?;

@@ -63,7 +63,11 @@ fn objective(change: impl Fn(&mut LongShortConfig)) -> LongShort {
     LongShort::new(config, LENGTH)
 }
 
-const AT: At = At { seed: 4, step: 9 };
+const AT: At = At {
+    seed: 4,
+    step: 9,
+    part: 0,
+};
 
 /// Loss, and gradients of all parameters in order (zeros where there is none).
 fn run(objective: &dyn Objective, batch: &Batch, at: At) -> (f64, Vec<Vec<f32>>) {
@@ -105,8 +109,8 @@ fn without_weight_it_is_plain_training_on_both_views_bit_for_bit() {
 #[test]
 fn the_same_step_of_the_same_seed_draws_the_same_and_others_differ() {
     let o = objective(|_| ());
-    let drawn: Vec<usize> = (1..200).map(|step| o.extra(At { seed: 4, step })).collect();
-    let again: Vec<usize> = (1..200).map(|step| o.extra(At { seed: 4, step })).collect();
+    let drawn: Vec<usize> = (1..200).map(|step| o.extra(At { seed: 4, step, part: 0 })).collect();
+    let again: Vec<usize> = (1..200).map(|step| o.extra(At { seed: 4, step, part: 0 })).collect();
     assert_eq!(drawn, again);
     // Every length in 1..=6, and nothing else.
     for e in 1..=LENGTH / 2 {
@@ -115,7 +119,9 @@ fn the_same_step_of_the_same_seed_draws_the_same_and_others_differ() {
     assert!(drawn.iter().all(|e| (1..=LENGTH / 2).contains(e)));
     assert_ne!(
         drawn,
-        (1..200).map(|step| o.extra(At { seed: 5, step })).collect::<Vec<_>>()
+        (1..200)
+            .map(|step| o.extra(At { seed: 5, step, part: 0 }))
+            .collect::<Vec<_>>()
     );
 }
 

@@ -9,6 +9,18 @@ use crate::{
 pub(super) fn run(args: &Data, global: &Global) -> Outcome {
     let written = match &args.what {
         DataWhat::Toy { out, bytes, seed } => ounce_data::toy::write_toys(out, *seed, *bytes)?,
+        DataWhat::Passkey {
+            out,
+            bytes,
+            length,
+            chunk,
+            digits,
+            seed,
+        } => {
+            let (length, chunk, digits) = (*length, *chunk, *digits);
+            let passkey = ounce_data::passkey::Passkey { length, chunk, digits };
+            ounce_data::passkey::write_passkeys(out, *seed, *bytes, passkey)?
+        }
         DataWhat::Length { out, bytes, seed } => ounce_data::length::write_lengths(out, *seed, *bytes)?,
     };
     if global.json {

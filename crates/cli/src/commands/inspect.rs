@@ -65,14 +65,23 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
             "keys and values",
             format!("{} per token", format_bytes(found.kv_bytes_per_token)),
         )?;
-        row(
-            "arithmetic",
-            format!(
-                "{} FLOPs per token, {} more per position looked at",
-                format_count(found.flops_per_token),
+        let more = match &found.plan {
+            Some(plan) => format!(
+                "{} of attention, whatever the length",
+                format_count(plan.attention_flops_per_token.round() as u64)
+            ),
+            None => format!(
+                "{} more per position looked at",
                 format_count(found.attention_flops_per_position)
             ),
+        };
+        row(
+            "arithmetic",
+            format!("{} FLOPs per token, {more}", format_count(found.flops_per_token)),
         )?;
+        for line in found.plan.iter().flat_map(|plan| &plan.explained) {
+            row("retrieval", line.clone())?;
+        }
         for line in &found.feed_forward {
             row("feed-forward", line.clone())?;
         }

@@ -11,4 +11,5 @@ mod merging;
 mod merging_limits;
 mod methods;
 mod results;
+mod retrieval;
 mod support;

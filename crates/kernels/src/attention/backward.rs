@@ -200,6 +200,7 @@ fn key_tile<'a, V: Vf32>(
                 let (weights, slopes) = (&mut weights[i * TILE..][..TILE], &mut slopes[i * TILE..][..TILE]);
                 if !seen.is_empty() {
                     let (lse, delta) = (p.lse[of.lse(r)], delta[r]);
+                    of.add_bias(r, base + columns.start, &mut weights[columns.clone()]);
                     probabilities::<V>(&mut weights[columns.clone()], &mut slopes[columns.clone()], lse, delta);
                 }
                 for x in [weights, slopes] {

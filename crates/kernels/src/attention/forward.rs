@@ -241,6 +241,7 @@ fn walk_body<V: Vf32>(
                     scores.fill(0.0);
                     continue;
                 }
+                of.add_bias(range.start + x + i, base + columns.start, scores);
                 scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
                 scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
                 let r = x + i;

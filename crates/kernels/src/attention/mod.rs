@@ -45,6 +45,9 @@ pub struct AttentionShape {
     pub causal: bool,
     /// The factor on q · k, usually head_dim^-0.5. Positive.
     pub scale: f64,
+    /// Linear biases (ALiBi): a query at position p adds `slopes[head]` · (j - p) to its score with key j. One slope per
+    /// query head; none = no bias.
+    pub slopes: Option<Vec<f32>>,
 }
 
 /// Where each batch row's queries stand and which keys it has; all slices have one entry per batch row.
@@ -92,6 +95,13 @@ impl AttentionShape {
         (behind.max(rows.kv_begin[b]), ahead.min(rows.kv_len[b]))
     }
 
+    /// The position of query `i` of batch row `b`, and the slope of `head`, if there are linear biases.
+    pub(crate) fn bias(&self, rows: &AttentionRows<'_>, b: usize, i: usize, head: usize) -> Option<(usize, f32)> {
+        let slopes = self.slopes.as_ref()?;
+        let position = rows.positions.map_or(rows.q_start[b] + i, |p| p[b * self.q_len + i]);
+        Some((position, slopes[head]))
+    }
+
     /// Tokens per batch row of a contiguous [B, tokens, Hk, head_dim] buffer of `len` elements.
     pub(crate) fn kv_capacity(&self, len: usize) -> usize {
         len.checked_div(self.batch * self.kv_heads * self.head_dim).unwrap_or(0)
@@ -104,6 +114,10 @@ impl AttentionShape {
             "query heads must be a multiple of key heads"
         );
         assert!(self.scale > 0.0, "the scale of attention must be positive");
+        assert!(
+            self.slopes.as_ref().is_none_or(|slopes| slopes.len() == self.q_heads),
+            "there must be one slope per query head"
+        );
         assert_eq!(
             q,
             self.batch * self.q_len * self.q_heads * self.head_dim,

@@ -28,6 +28,7 @@ impl Case {
             window: None,
             causal: true,
             scale,
+            slopes: None,
         };
         Self {
             s,
@@ -152,6 +153,34 @@ fn windows_padding_and_unequal_rows() {
     check(&case);
     case.s.causal = false;
     check(&case);
+}
+
+#[test]
+fn linear_biases() {
+    let slopes = |heads: usize| (1..=heads).map(|i| (-8.0 * i as f32 / heads as f32).exp2()).collect();
+    for (q_len, q_heads, kv_heads, window) in [
+        (150, 4, 2, None),
+        (150, 3, 1, Some(40)),
+        (1, 4, 2, Some(70)),
+        (3, 2, 2, None),
+    ] {
+        let mut case = Case::square(2, q_len, q_heads, kv_heads, 20);
+        (case.s.window, case.s.slopes) = (window, Some(slopes(q_heads)));
+        case.capacity = q_len + 700;
+        (case.q_start, case.kv_len) = (vec![700, 30], vec![q_len + 700, q_len + 30]);
+        check(&case);
+    }
+    // Hand-computed: equal queries and keys leave the biases alone. Position 1, slope 1: weights 1/(1+e) and e/(1+e).
+    let mut case = Case::square(1, 2, 1, 1, 1);
+    case.s.slopes = Some(vec![1.0]);
+    let out = &run(
+        &case,
+        &[0.0; 2],
+        Data::F32(&[0.0; 2]),
+        Data::F32(&[1.0, 0.0]),
+        &[0.0; 2],
+    )[0];
+    assert!((out[1] - 1.0 / (1.0 + std::f32::consts::E)).abs() < 1e-6, "{out:?}");
 }
 
 #[test]

@@ -77,6 +77,21 @@ impl QueryRows<'_> {
         lo..hi
     }
 
+    /// Adds the row's linear biases, if there are any, to its scores with the keys from `first` on.
+    #[inline(always)]
+    pub(super) fn add_bias(&self, r: usize, first: usize, scores: &mut [f32]) {
+        let group = self.s.group();
+        let (i, head) = (r / group, self.kv_head * group + r % group);
+        let Some((position, slope)) = self.s.bias(self.rows, self.b, i, head) else {
+            return;
+        };
+        // Distances, not positions: within a window they are small, so that f32 holds them exactly.
+        let start = (first as i64 - position as i64) as f32;
+        for (j, score) in scores.iter_mut().enumerate() {
+            *score += slope * (start + j as u32 as f32);
+        }
+    }
+
     /// The keys that the row sees among the `n` from `base`, counted from there; 0..0 if there are none.
     #[inline(always)]
     pub(super) fn visible_in(&self, r: usize, base: usize, n: usize) -> Range<usize> {

@@ -31,7 +31,10 @@ pub(crate) fn attention<T: Float>(
         }
         let (kh, q) = (h / s.group(), &q[at..at + s.head_dim]);
         scores.clear();
-        scores.extend((lo..hi).map(|j| scale * (0..s.head_dim).fold(T::ZERO, |a, c| a + q[c] * k.get(b, j, kh, c))));
+        scores.extend((lo..hi).map(|j| {
+            let dot = (0..s.head_dim).fold(T::ZERO, |a, c| a + q[c] * k.get(b, j, kh, c));
+            scale * dot + bias::<T>(s, rows, (b, i, h), j)
+        }));
         let total = log_sum_exp(&scores);
         for (j, &score) in (lo..hi).zip(&scores) {
             let p = (score - total).exp();
@@ -76,7 +79,7 @@ pub(crate) fn attention_backward<T: Float>(
                 score += q[at + c] * k.get(b, j, kh, c);
                 dp += dout[at + c] * v.get(b, j, kh, c);
             }
-            let p = (scale * score - total).exp();
+            let p = (scale * score + bias::<T>(s, rows, (b, i, h), j) - total).exp();
             let ds = scale * p * (dp - delta);
             let kv = ((b * kv_cap + j) * s.kv_heads + kh) * hd;
             for c in 0..hd {
@@ -86,6 +89,13 @@ pub(crate) fn attention_backward<T: Float>(
             }
         }
     });
+}
+
+/// The linear bias on the score of query (batch row, query, head) with key `j`.
+fn bias<T: Float>(s: &AttentionShape, rows: &AttentionRows<'_>, (b, i, h): (usize, usize, usize), j: usize) -> T {
+    s.bias(rows, b, i, h).map_or(T::ZERO, |(position, slope)| {
+        T::from_f64(f64::from(slope) * (j as f64 - position as f64))
+    })
 }
 
 /// Calls `f(batch row, query head, query, offset of its head_dim values in q)` for every query.

@@ -1,5 +1,5 @@
-//! `checkpoint` cases: logits of a full forward, greedy ids with a cache and without, and what routers chose if the case
-//! says it.
+//! `checkpoint` cases: logits of a full forward, greedy ids with a cache and without, and what routers or retrieval chose
+//! if the case says it.
 
 use super::{Checks, VerifyError, floats, worst};
 use ounce_formats::SafetensorsFile;
@@ -29,6 +29,10 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
 
     if expected.header().info("selected_experts").is_some() {
         selections(&model, &ids[..ids.len() / batch.max(1)], &expected, checks)?;
+    }
+
+    if expected.header().info("retrieved_chunks").is_some() {
+        retrievals(&model, (&ids, batch), &expected, checks)?;
     }
 
     let ids_of = |name: &str| -> Result<Vec<u32>, VerifyError> {
@@ -103,5 +107,46 @@ fn selections(model: &Model, ids: &[u32], expected: &SafetensorsFile, checks: &m
     );
     let theirs = floats(expected, "selected_weights")?;
     checks.close("selected weights", worst(&weights, &theirs), WEIGHTS);
+    Ok(())
+}
+
+/// `retrieved_chunks [B,G,chunks,k]`, best first, -1 where nothing is visible, and `retrieval_weights` of the same shape.
+fn retrievals(
+    model: &Model,
+    (ids, batch): (&[u32], usize),
+    expected: &SafetensorsFile,
+    checks: &mut Checks,
+) -> Result<(), VerifyError> {
+    let input = Batch {
+        ids,
+        batch,
+        compute: Compute::F32,
+    };
+    let mut ctx = model.context(input, None)?;
+    ctx.sink.want_retrieved = true;
+    no_grad(|| model.hidden(&mut ctx))?;
+    let [_, _, chunks, k] = expected.view("retrieved_chunks")?.shape[..] else {
+        return Err(VerifyError::Case("retrieved_chunks must be [B, G, chunks, k]".into()));
+    };
+    let (mut found, mut weights) = (Vec::new(), Vec::new());
+    for row in 0..batch {
+        for group in &ctx.sink.retrieved {
+            for chunk in 0..chunks {
+                // Ours are [chunks, B, k] per group.
+                let slots = (chunk * batch + row) * k..(chunk * batch + row + 1) * k;
+                let ids = group.chunks.get(slots.clone()).unwrap_or_default();
+                found.extend(ids.iter().map(|c| c.map_or(-1, |c| c as i64)));
+                weights.extend_from_slice(group.weights.get(slots).unwrap_or_default());
+            }
+        }
+    }
+    let theirs = expected.view("retrieved_chunks")?.to_i64_vec()?;
+    checks.equal(
+        "retrieved chunks",
+        found == theirs,
+        format!("{found:?} where {theirs:?} is expected"),
+    );
+    let theirs = floats(expected, "retrieval_weights")?;
+    checks.close("retrieval weights", worst(&weights, &theirs), WEIGHTS);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `function` cases: one function of a method, its inputs and what it must return. `fn` in `case.json` names it.
 
-use super::{Checks, VerifyError, dga, long_short};
+use super::{Checks, VerifyError, dga, gca, long_short};
 use ounce_formats::SafetensorsFile;
 use serde_json::Value;
 use std::path::Path;
@@ -19,7 +19,11 @@ pub(crate) struct Function<'a> {
 type Run = fn(&Function<'_>, &mut Checks) -> Result<(), VerifyError>;
 
 /// The functions, by name: one line to add when a method brings its own.
-const FUNCTIONS: &[(&str, Run)] = &[("dga_attention", dga::run), ("long_short", long_short::run)];
+const FUNCTIONS: &[(&str, Run)] = &[
+    ("dga_attention", dga::run),
+    ("gca_attention", gca::run),
+    ("long_short", long_short::run),
+];
 
 pub(super) fn run(dir: &Path, case: &Value, checks: &mut Checks) -> Result<(), VerifyError> {
     let name = case["fn"].as_str().unwrap_or_default();

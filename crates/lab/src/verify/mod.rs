@@ -6,6 +6,7 @@
 mod checkpoint;
 mod dga;
 mod function;
+mod gca;
 mod linkage;
 mod long_short;
 mod merge;

@@ -6,7 +6,7 @@
 use super::{
     FfnConfig, LayerConfig, ModelConfig, MoeConfig, MoeNames, QkNorm, RopeConfig, RopeScaling, keys::Keys, refuse,
 };
-use crate::{attention, error::Result, ffn, residual};
+use crate::{attention, error::Result, ffn, plan, residual};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -188,7 +188,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "enc_chunk_size",
-        "this is a retrieval decoder (GCA/DRT), not a Llama; this version cannot run it",
+        "this is a retrieval decoder (GCA/DRT), not a Llama, and it cannot be run without decoder_layers",
     ),
     ("partial_rotary_factor", "partial rotary positions are not implemented"),
     ("attn_logit_softcapping", "soft-capped attention is not implemented"),
@@ -216,8 +216,16 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
     };
     let families = || {
         let methods = ffn::FAMILIES.iter().map(|f| (f.model_type, f.used));
-        FAMILIES.iter().map(|f| (f.model_type, f.used)).chain(methods)
+        let plans = plan::FAMILIES.iter().map(|f| (f.model_type, f.used));
+        FAMILIES
+            .iter()
+            .map(|f| (f.model_type, f.used))
+            .chain(methods)
+            .chain(plans)
     };
+    // Some files say another family than theirs.
+    let planned = plan::FAMILIES.iter().find(|f| !merged && (f.recognises)(&keys));
+    let base = planned.map_or(base, |f| f.model_type);
     let Some((_, family_used)) = families().find(|(model_type, _)| *model_type == base) else {
         let known: Vec<&str> = families().map(|(model_type, _)| model_type).collect();
         let key = if merged { "base_model_type" } else { "model_type" };
@@ -239,6 +247,11 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
         {
             return refuse(file, key, *why, "");
         }
+    }
+    // After all reasons that are known: "unknown" says less.
+    for key in map.keys() {
+        let key = key.as_str();
+        let explained = key == "auto_map" && keys.get("moh").is_some();
         let used = COMMON.contains(&key) || family_used.contains(&key) || (merged && MERGED.contains(&key));
         let used = used || explained || attention::is_method(key);
         if !used && !HARMLESS.contains(&key) && !map[key].is_null() {
@@ -250,7 +263,10 @@ pub(super) fn parse(file: &str, json: &Value) -> Result<ModelConfig> {
             );
         }
     }
-    build(&keys, base, merged)
+    match planned {
+        Some(family) => (family.read)(&keys),
+        None => build(&keys, base, merged),
+    }
 }
 
 fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
@@ -354,6 +370,7 @@ fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelConfig> {
         eos_ids: keys.ids("eos_token_id")?,
         initializer_range: keys.positive("initializer_range", 0.02)?,
         attention: None,
+        plan: None,
     };
     config.attention = attention::configure(keys, &config)?;
     Ok(config)

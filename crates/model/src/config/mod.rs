@@ -11,6 +11,7 @@ use crate::{
     attention::Method,
     error::{ModelError, Result},
     ffn::FfnMethod,
+    plan::PlanMethod,
     residual::Wiring,
 };
 use serde_json::{Map, Value};
@@ -62,6 +63,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// The method in the attention slot; none = full attention.
     pub attention: Option<Arc<dyn Method>>,
+    /// The plan, where it is not all layers one after the other.
+    pub plan: Option<Arc<dyn PlanMethod>>,
 }
 
 /// What differs between layers.

@@ -31,6 +31,8 @@ pub(super) fn context(ids: &[u32]) -> Ctx<'_> {
     Ctx {
         ids,
         embeddings: None,
+        inserted: None,
+        noise: None,
         batch: 1,
         len: ids.len(),
         spans: Vec::new(),

@@ -1,11 +1,25 @@
 //! Decoder plans: the list of stages between embedding and final norm. Ordinary models are the one-stage plan.
 
+pub mod drt;
 mod standard;
 
-use crate::{Block, config::ModelConfig, ctx::Ctx, error::Result, param::Param, weights::Weights};
+use crate::{
+    Block,
+    cache::{Cache, CacheType},
+    config::{Keys, ModelConfig},
+    ctx::Ctx,
+    error::Result,
+    param::Param,
+    weights::Weights,
+};
 use ounce_tensor::Tensor;
+use serde::Serialize;
+use std::fmt::Debug;
 
 pub use standard::StandardPlan;
+
+/// The families that are a plan of their own. This is the one list to edit when a plan is added.
+pub(crate) const FAMILIES: &[PlanFamily] = &[drt::FAMILY];
 
 /// What runs between the embedding and the final norm.
 pub trait Plan: Send + Sync {
@@ -18,12 +32,62 @@ pub trait Plan: Send + Sync {
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
     /// The blocks, in the order they run.
     fn blocks(&self) -> Vec<&Block>;
+    /// The token whose embedding the plan puts between those of the text, if it does: `Ctx::inserted` then holds it.
+    fn inserted_token(&self) -> Option<u32> {
+        None
+    }
+    /// What the plan keeps of `batch` sequences, where that is not what each layer's attention wants. Memory for `reserve`
+    /// tokens may be had at once.
+    fn cache(&self, _kind: CacheType, _batch: usize, _reserve: usize) -> Option<Box<dyn Cache>> {
+        None
+    }
 }
 
-/// Builds the plan of a configuration. This is the one list to edit when a plan is added.
+/// A plan as a configuration names it: checked when the configuration was read, it can build itself and say what it costs.
+pub trait PlanMethod: Debug + Send + Sync {
+    /// The plan of a configuration.
+    ///
+    /// # Errors
+    /// If a weight is missing or has the wrong shape.
+    fn build(&self, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>>;
+    /// What it costs; `element` is the size in bytes of a cached value.
+    fn bill(&self, config: &ModelConfig, element: usize) -> PlanBill;
+}
+
+/// What a plan costs one token of the text.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub struct PlanBill {
+    /// Bytes that stay in memory for each token, however long the text.
+    pub memory_bytes_per_token: f64,
+    /// Bytes kept whatever the length of the text.
+    pub fixed_bytes: u64,
+    /// Floating point operations of the products with weights.
+    pub flops_per_token: f64,
+    /// Floating point operations of attention, per token; does not grow with the text.
+    pub attention_flops_per_token: f64,
+    /// The same in words, with the formulas.
+    pub explained: Vec<String>,
+}
+
+/// A family that a plan makes.
+pub(crate) struct PlanFamily {
+    /// Its `model_type`.
+    pub(crate) model_type: &'static str,
+    /// Does a configuration belong to it, whatever its `model_type` says?
+    pub(crate) recognises: fn(&Keys<'_>) -> bool,
+    /// The keys it uses beside the common ones.
+    pub(crate) used: &'static [&'static str],
+    /// Reads and checks a configuration whose keys are all known.
+    pub(crate) read: fn(&Keys<'_>) -> Result<ModelConfig>,
+}
+
+/// Builds the plan of a configuration.
 ///
 /// # Errors
 /// If a weight is missing or has the wrong shape.
 pub fn build(config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>> {
-    Ok(Box::new(StandardPlan::new(config, weights)?))
+    match &config.plan {
+        Some(plan) => plan.build(config, weights),
+        None => Ok(Box::new(StandardPlan::new(config, weights)?)),
+    }
 }

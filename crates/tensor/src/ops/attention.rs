@@ -53,13 +53,13 @@ pub enum KeyValue<'a> {
 }
 
 impl<'a> KeyValue<'a> {
-    fn heads(&self) -> usize {
+    pub(super) fn heads(&self) -> usize {
         match self {
             KeyValue::Tensor(t) => t.shape.get(2).copied().unwrap_or(0),
             KeyValue::Cache { heads, .. } => *heads,
         }
     }
-    fn view(&self) -> Result<Heads<'a>> {
+    pub(super) fn view(&self) -> Result<Heads<'a>> {
         Ok(match *self {
             KeyValue::Tensor(t) => tensor_heads(t)?,
             KeyValue::Cache {
@@ -78,7 +78,7 @@ impl<'a> KeyValue<'a> {
     }
 }
 
-fn tensor_heads(t: &Tensor) -> Result<Heads<'_>> {
+pub(super) fn tensor_heads(t: &Tensor) -> Result<Heads<'_>> {
     let [_, s, h, d] = t.shape[..] else {
         return shape("attention", "keys and values are [B, S, H, hd]", &t.shape);
     };
@@ -101,6 +101,36 @@ pub fn attention(
     values: KeyValue<'_>,
     spans: &[RowSpan],
     config: AttentionConfig,
+) -> Result<Tensor> {
+    biased(q, keys, values, spans, config, None)
+}
+
+/// [`attention`] with linear biases (`ALiBi`, Press et al. 2022): the score of a query at position p of head a with key j
+/// is raised by `slopes[a] · (j - p)`, one constant slope per query head.
+///
+/// # Errors
+/// As [`attention`], or if there is not one slope per query head.
+pub fn alibi_attention(
+    q: &Tensor,
+    keys: KeyValue<'_>,
+    values: KeyValue<'_>,
+    spans: &[RowSpan],
+    config: AttentionConfig,
+    slopes: &[f32],
+) -> Result<Tensor> {
+    if slopes.len() != q.shape.get(2).copied().unwrap_or(0) {
+        return shape("alibi_attention", "one slope per query head", (&q.shape, slopes.len()));
+    }
+    biased(q, keys, values, spans, config, Some(slopes.to_vec()))
+}
+
+fn biased(
+    q: &Tensor,
+    keys: KeyValue<'_>,
+    values: KeyValue<'_>,
+    spans: &[RowSpan],
+    config: AttentionConfig,
+    slopes: Option<Vec<f32>>,
 ) -> Result<Tensor> {
     const OP: &str = "attention";
     let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
@@ -135,6 +165,7 @@ pub fn attention(
         window: config.window,
         causal: config.causal,
         scale: config.scale,
+        slopes,
     };
     let spans = Spans::new(spans);
     let inputs: Vec<&Tensor> = std::iter::once(q)
@@ -259,6 +290,7 @@ pub fn attention_of(
                     window: config.window,
                     causal: config.causal,
                     scale: config.scale,
+                    slopes: None,
                 };
                 let rows = AttentionRows {
                     q_start: &[span.q_start],

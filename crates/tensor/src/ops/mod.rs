@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod gca;
 mod grouped;
 mod linear;
 mod loss;
@@ -12,8 +13,9 @@ mod norm;
 mod rows;
 mod shape;
 
-pub use attention::{AttentionConfig, KeyValue, RowSpan, attention, attention_of, rope};
+pub use attention::{AttentionConfig, KeyValue, RowSpan, alibi_attention, attention, attention_of, rope};
 pub use elementwise::{add, add_bias, clamp, gelu, mul, scale, sigmoid, silu, sub, swiglu};
+pub use gca::{Neighbours, gca, gca_reference};
 pub use grouped::known_grouped_linear;
 pub use linear::{grouped_linear, linear, linear_many};
 pub use loss::{cross_entropy, linear_cross_entropy};

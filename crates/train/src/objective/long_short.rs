@@ -226,6 +226,7 @@ impl Objective for LongShort {
             compute,
         };
         let mut ctx = model.context(input, None)?;
+        ctx.noise = at.noise();
         let hidden = model.hidden(&mut ctx)?;
         let counted = match ce {
             CeViews::Both => views.rows,

@@ -6,7 +6,7 @@ mod next_token;
 use crate::error::Result;
 use long_short::{LongShort, LongShortConfig};
 use ounce_data::Batch;
-use ounce_model::{Ctx, Model};
+use ounce_model::{Ctx, Model, Noise};
 use ounce_tensor::{Compute, Tensor, ops};
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +25,18 @@ pub struct LossParts {
 pub struct At {
     /// Seed of the run.
     pub seed: u64,
-    /// The step, counted from 1.
+    /// The step, counted from 1; 0 outside training.
     pub step: u64,
+    /// The micro-batch of the step.
+    pub part: u64,
+}
+
+impl At {
+    /// Where methods that explore draw their noise; none outside training.
+    fn noise(self) -> Option<Noise> {
+        let Self { seed, step, part } = self;
+        (step > 0).then_some(Noise { seed, step, part })
+    }
 }
 
 /// A key of the recipe that is out of range.

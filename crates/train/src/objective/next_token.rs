@@ -15,13 +15,14 @@ impl Objective for NextToken {
         length + 1
     }
 
-    fn loss(&self, model: &Model, batch: &Batch, _at: At, compute: Compute) -> Result<LossParts> {
+    fn loss(&self, model: &Model, batch: &Batch, at: At, compute: Compute) -> Result<LossParts> {
         let input = ModelBatch {
             ids: &batch.inputs,
             batch: batch.rows,
             compute,
         };
         let mut ctx = model.context(input, None)?;
+        ctx.noise = at.noise();
         let hidden = model.hidden(&mut ctx)?;
         let targets: Vec<i64> = batch.targets.iter().map(|&t| i64::from(t)).collect();
         let total = ops::linear_cross_entropy(&hidden, model.head(), &targets, compute)?;

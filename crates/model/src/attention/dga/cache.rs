@@ -171,6 +171,7 @@ impl Row {
                 window: None,
                 causal: false,
                 scale: f64::from(scale),
+                slopes: None,
             };
             let rows = AttentionRows {
                 q_start: &[0],

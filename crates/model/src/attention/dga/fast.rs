@@ -124,6 +124,7 @@ fn one(head: &Head<f32>, shape: &Shape, blocks: Option<usize>) -> Vec<f32> {
         window: None,
         causal: true,
         scale: shape.scale,
+        slopes: None,
     };
     let rows = AttentionRows {
         q_start: &[0],

@@ -47,6 +47,8 @@ fn ctx() -> Ctx<'static> {
     Ctx {
         ids: &[],
         embeddings: None,
+        inserted: None,
+        noise: None,
         batch: 1,
         len: T,
         spans: vec![RowSpan {

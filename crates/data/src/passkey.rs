@@ -1,0 +1,240 @@
+//! Passkeys in a haystack: text in which a random key is hidden once, and asked for at the end.
+//!
+//! After the data of "Efficient Length-Generalizable Attention via Causal Retrieval" (Hu et al., ICML 2025, arXiv
+//! 2410.01651): the key stands in a short sentence at a random depth, at least two chunks before the end. All of the question
+//! but its last token ends at a chunk boundary: the chunk that ends there can retrieve the key, and the question's last
+//! token, which opens the next chunk and predicts the answer, is the first that sees what was retrieved. Items are bytes; with a tokenizer of 257 tokens (no merges) a byte is a token, an item with its end-of-text token is exactly one
+//! window, and aligned training windows are whole items.
+//!
+//! Symbols: L tokens of an item, S tokens of a chunk, n digits of a key. The item is text, the needle somewhere in it, the
+//! question, the key again, filler to L - 1 bytes. Text is the toy stories: haystack and needle share an alphabet.
+
+use crate::{
+    error::{DataError, Result, io, write_whole},
+    rng::Philox,
+    toy::Toy,
+};
+use std::path::{Path, PathBuf};
+
+/// Asks for the key; the next byte is its first digit.
+const QUESTION: &str = "\nThe passkey is ";
+
+/// Stream of randomness, with the held-out one beside it.
+const STREAM: u64 = 0x7061_7373_0000;
+
+/// Bytes of stories that haystacks are cut from.
+const POOL: usize = 1 << 20;
+
+/// What an item looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passkey {
+    /// L, tokens of an item with its end-of-text token.
+    pub length: usize,
+    /// S, tokens of a chunk.
+    pub chunk: usize,
+    /// n, digits of a key.
+    pub digits: usize,
+}
+
+impl Passkey {
+    /// Where the answer begins: one token after the last chunk boundary that leaves room for it.
+    pub fn answer(&self) -> usize {
+        (self.length - 2 - self.digits) / self.chunk * self.chunk + 1
+    }
+
+    fn needle(&self) -> usize {
+        QUESTION.len() + self.digits + 2
+    }
+
+    /// # Errors
+    /// If a size is 0, or an item has no room for a needle two chunks before its end.
+    pub fn check(&self) -> Result<()> {
+        if self.chunk == 0 || self.digits == 0 || self.digits > 64 || self.length > 1 << 24 {
+            return Err(DataError::Setting {
+                rule: format!(
+                    "chunks of {} tokens, keys of {} digits, items of {} tokens",
+                    self.chunk, self.digits, self.length
+                ),
+                hint: "a chunk has at least 1 token, a key 1 to 64 digits, an item at most 2^24 tokens",
+            });
+        }
+        if self.length < self.digits + 2 || self.answer() < 2 * self.chunk + self.needle() + 1 {
+            return Err(DataError::Setting {
+                rule: format!(
+                    "an item of {} tokens is too short for chunks of {}",
+                    self.length, self.chunk
+                ),
+                hint: "the key stands at least two chunks before the end: four chunks are enough",
+            });
+        }
+        Ok(())
+    }
+
+    /// Item `item`: its text of L - 1 bytes, and where the key's first digit stands in the haystack.
+    fn make(&self, rng: Philox, item: u64, pool: &[u8]) -> (String, usize) {
+        let mut roll = 0;
+        let mut below = |n: usize| {
+            roll += 1;
+            rng.draw(item, roll).below(n as u64) as usize
+        };
+        let key: String = (0..self.digits).map(|_| char::from(b'0' + below(10) as u8)).collect();
+        let (answer, size) = (self.answer(), self.length - 1);
+        let start = below(pool.len() - size);
+        let mut text = pool[start..start + size].to_vec();
+        let needle = format!("{QUESTION}{key}.\n");
+        // Two whole chunks lie between the needle's end and the boundary.
+        let at = below(answer - 2 * self.chunk - needle.len());
+        text[at..at + needle.len()].copy_from_slice(needle.as_bytes());
+        text[answer - QUESTION.len()..answer].copy_from_slice(QUESTION.as_bytes());
+        text[answer..answer + self.digits].copy_from_slice(key.as_bytes());
+        let text = String::from_utf8(text).expect("invariant: stories are ASCII");
+        (text, at + QUESTION.len())
+    }
+
+    /// `items` items, one after the other. `held_out` draws from other streams.
+    ///
+    /// # Errors
+    /// As [`Passkey::check`].
+    pub fn generate(&self, seed: u64, items: usize, held_out: bool) -> Result<Vec<String>> {
+        self.check()?;
+        let pool = Toy::Text.generate(seed, POOL.max(2 * self.length), held_out);
+        let rng = Philox::new(seed, STREAM + u64::from(held_out));
+        let make = |item| self.make(rng, item as u64, pool.as_bytes()).0;
+        Ok((0..items).map(make).collect())
+    }
+}
+
+/// Items of the held-out file.
+const HELD_OUT: usize = 100;
+
+/// Writes `passkey.jsonl` and the held-out `passkey.valid.jsonl` (100 items, or as many as in training if those are fewer)
+/// into `dir`, which is created if absent: one item per line under the key `text`. At least `bytes` bytes of text are for
+/// training.
+///
+/// # Errors
+/// As [`Passkey::check`], for more than [`crate::toy::MOST_BYTES`], or when the folder or a file cannot be written.
+pub fn write_passkeys(dir: &Path, seed: u64, bytes: usize, passkey: Passkey) -> Result<Vec<PathBuf>> {
+    passkey.check()?;
+    if bytes > crate::toy::MOST_BYTES {
+        return Err(DataError::Setting {
+            rule: format!(
+                "a corpus has at most {} bytes, {bytes} were asked for",
+                crate::toy::MOST_BYTES
+            ),
+            hint: "it is made in memory",
+        });
+    }
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    let items = bytes.div_ceil(passkey.length).max(1);
+    [
+        ("passkey.jsonl", items, false),
+        ("passkey.valid.jsonl", items.min(HELD_OUT), true),
+    ]
+    .into_iter()
+    .map(|(name, items, held_out)| {
+        let path = dir.join(name);
+        let mut lines = String::new();
+        for text in passkey.generate(seed, items, held_out)? {
+            lines.push_str(&serde_json::json!({ "text": text }).to_string());
+            lines.push('\n');
+        }
+        write_whole(&path, lines.as_bytes())?;
+        Ok(path)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn the_key_stands_twice_and_the_question_ends_in_the_chunk_of_the_answer(
+            chunk in 8usize..70, chunks in 5usize..20, extra in 0usize..64, digits in 1usize..6, seed in 0u64..9,
+        ) {
+            let passkey = Passkey { length: chunk * chunks + extra, chunk, digits };
+            prop_assume!(passkey.check().is_ok());
+            for text in passkey.generate(seed, 3, false).unwrap() {
+                prop_assert_eq!(text.len(), passkey.length - 1);
+                let answer = passkey.answer();
+                prop_assert!((answer - 1).is_multiple_of(chunk));
+                prop_assert!(text[..answer].ends_with(QUESTION));
+                let key = &text[answer..answer + digits];
+                let needle = format!("{QUESTION}{key}.\n");
+                let at = text.find(&needle).unwrap();
+                prop_assert!(at + needle.len() + 2 * chunk < answer);
+                // Nobody else says so.
+                prop_assert_eq!(text.matches(QUESTION).count(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_and_depths_are_spread() {
+        let passkey = Passkey {
+            length: 1024,
+            chunk: 64,
+            digits: 1,
+        };
+        let items = passkey.generate(1, 500, false).unwrap();
+        let mut keys = [0; 10];
+        let mut depths = [0; 4];
+        for text in &items {
+            keys[usize::from(text.as_bytes()[passkey.answer()] - b'0')] += 1;
+            depths[text.find(QUESTION).unwrap() * 4 / 815] += 1;
+        }
+        assert!(keys.iter().all(|&n| (25..=80).contains(&n)), "{keys:?}");
+        assert!(depths.iter().all(|&n| (80..=170).contains(&n)), "{depths:?}");
+    }
+
+    #[test]
+    fn it_is_seeded_and_streams_differ() {
+        let passkey = Passkey {
+            length: 512,
+            chunk: 32,
+            digits: 2,
+        };
+        let make = |seed, held_out| passkey.generate(seed, 4, held_out).unwrap();
+        assert_eq!(make(1, false), make(1, false));
+        assert_ne!(make(1, false), make(2, false));
+        assert_ne!(make(1, false), make(1, true));
+    }
+
+    #[test]
+    fn sizes_without_room_are_refused() {
+        let good = Passkey {
+            length: 512,
+            chunk: 64,
+            digits: 1,
+        };
+        assert!(good.check().is_ok());
+        for (bad, rule) in [
+            (Passkey { chunk: 0, ..good }, "chunks of 0"),
+            (Passkey { digits: 0, ..good }, "keys of 0"),
+            (Passkey { digits: 65, ..good }, "keys of 65"),
+            (Passkey { length: 130, ..good }, "too short"),
+            (Passkey { chunk: 300, ..good }, "too short"),
+        ] {
+            let error = bad.generate(0, 1, false).unwrap_err().to_string();
+            assert!(error.contains(rule), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_back_as_documents() {
+        let dir = tempfile::tempdir().unwrap();
+        let passkey = Passkey {
+            length: 256,
+            chunk: 32,
+            digits: 1,
+        };
+        let files = write_passkeys(dir.path(), 0, 2000, passkey).unwrap();
+        let read = crate::read_documents(&files[..1], "text").unwrap();
+        assert_eq!(read.len(), 8);
+        assert!(read.iter().all(|d| d.text.len() == 255));
+    }
+}
