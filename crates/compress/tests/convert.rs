@@ -1,10 +1,11 @@
 //! Conversions as a whole: the same function, the same bytes after a stop, and tables that belong elsewhere refused.
 
 use ounce_compress::{CompressError, ConvertJob, convert, estimate_conversion};
-use ounce_formats::SafetensorsFile;
+use ounce_formats::{SafetensorsFile, write_file};
 use ounce_model::{Batch, Model, ffn::mole};
 use ounce_tensor::{Compute, no_grad};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -204,4 +205,37 @@ fn values_beyond_f16_are_refused_by_token() {
         ..job(&model, &out, "f32")
     })
     .unwrap();
+}
+
+#[test]
+fn a_model_without_routed_experts_has_no_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    copy(&golden("mole"), &model);
+    let path = model.join("model.safetensors");
+    let whole = SafetensorsFile::open(&golden("mole").join("model.safetensors")).unwrap();
+    let routed = |name: &str| {
+        [".experts.", ".router.", ".expert_layernorm."]
+            .iter()
+            .any(|part| name.contains(part))
+    };
+    let kept: Vec<_> = whole
+        .names()
+        .filter(|n| !routed(n))
+        .map(|n| whole.region(n).unwrap())
+        .collect();
+    let listed: Vec<_> = kept
+        .iter()
+        .map(|r| (r.name.as_str(), r.dtype, r.shape.as_slice(), r.bytes()))
+        .collect();
+    write_file(&path, &listed, &BTreeMap::new()).unwrap();
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["num_experts"] = 0.into();
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+
+    assert!(logits(&model).iter().all(|v| v.is_finite()));
+    let error = run(&job(&model, &out, "f32")).unwrap_err();
+    assert!(error.to_string().contains("has no routed experts"), "{error}");
+    assert!(error.hint().is_some() && !out.exists());
 }

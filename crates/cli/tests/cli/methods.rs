@@ -195,7 +195,7 @@ fn wrong_conversions_name_the_rule_and_a_hint() {
         (
             &broken.path().to_path_buf(),
             vec!["--to", "mole-lut"],
-            "has no routed experts",
+            "the configuration has no use for it",
         ),
     ] {
         let output = run(&[&["convert", text(model), "--out", text(&out)], &args[..]].concat());
