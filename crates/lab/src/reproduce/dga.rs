@@ -337,10 +337,17 @@ impl Reproduction for Dga {
                 gain.mean
             )
         };
+        let recall = results.change(EXACT, "retrieval", "chance")?;
+        let recalls = recall.ci95.map_or(recall.mean, |[low, _]| low) > 0.0;
+        let recall = if recalls {
+            ""
+        } else {
+            " Even exact attention answers the retrieval questions no better than by chance, so they say nothing of recall."
+        };
         let why = format!(
             "Trained and read with grouped attention that cannot look ahead, the loss is {:+.2} % from that of exact \
              attention over {} seeds, against a margin of {PAPER:.2} %{blind}; {seen}. Small models on toy text, groups of \
-             {GROUP} in place of the paper's 16 and windows of at most some hundred tokens: quality only, not time.",
+             {GROUP} in place of the paper's 16 and windows of at most some hundred tokens: quality only, not time.{recall}",
             gap.mean, gap.n
         );
         let plot = |title: &str, caption: &str, x: Axis, curve: &str| -> Result<Plot, LabError> {
