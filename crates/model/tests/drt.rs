@@ -518,3 +518,11 @@ fn the_published_configuration_has_the_published_size() {
         bill.flops_per_token
     );
 }
+
+#[test]
+fn windows_with_few_chunks_are_doubted() {
+    let config = ModelConfig::parse("config.json", &json_of(&[1, 1], 2, true)).unwrap();
+    let doubt = |length| config.plan.as_ref().unwrap().doubt(length);
+    assert!(doubt(44).unwrap().contains("has 8 chunks of which 2 are retrieved"));
+    assert_eq!(doubt(45), None);
+}

@@ -50,6 +50,10 @@ pub trait PlanMethod: Debug + Send + Sync {
     /// # Errors
     /// If a weight is missing or has the wrong shape.
     fn build(&self, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>>;
+    /// What keeps training on windows of `length` tokens from teaching the plan what it is for, if anything does.
+    fn doubt(&self, _length: usize) -> Option<String> {
+        None
+    }
     /// What it costs; `element` is the size in bytes of a cached value.
     fn bill(&self, config: &ModelConfig, element: usize) -> PlanBill;
 }
