@@ -63,7 +63,7 @@ pub trait PlanMethod: Debug + Send + Sync {
 pub struct PlanBill {
     /// Bytes that stay in memory for each token, however long the text.
     pub memory_bytes_per_token: f64,
-    /// Bytes kept whatever the length of the text.
+    /// Bytes kept at most while decoding, whatever the length of the text.
     pub fixed_bytes: u64,
     /// Floating point operations of the products with weights.
     pub flops_per_token: f64,
