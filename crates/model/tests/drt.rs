@@ -439,9 +439,10 @@ fn chunk_sizes_decide_the_landmarks_row_where_nothing_is_said() {
         (json["enc_chunk_size"], json["slide_window"]) = (s.into(), 80.into());
         let model = fresh(&json);
         let mut cache = model.cache(1, 0);
-        let before = cache.bytes();
         no_grad(|| model.next_logits(batch(&ids(s), 1), &mut *cache)).unwrap();
-        assert!(cache.bytes() - before >= rows * 2 * 32 * 4);
+        // Windows of two layers with two key heads of 8; rows of 32 keys and 32 values; one landmark.
+        let (windows, chunks, landmarks) = (2 * 2 * 16 * (s + 1), rows * 2 * 32, 32);
+        assert_eq!(cache.bytes(), 4 * (windows + chunks + landmarks));
     }
 }
 
@@ -517,4 +518,12 @@ fn the_published_configuration_has_the_published_size() {
         "{} {flops}",
         bill.flops_per_token
     );
+}
+
+#[test]
+fn windows_with_few_chunks_are_doubted() {
+    let config = ModelConfig::parse("config.json", &json_of(&[1, 1], 2, true)).unwrap();
+    let doubt = |length| config.plan.as_ref().unwrap().doubt(length);
+    assert!(doubt(44).unwrap().contains("has 8 chunks of which 2 are retrieved"));
+    assert_eq!(doubt(45), None);
 }

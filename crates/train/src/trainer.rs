@@ -128,6 +128,10 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
     }
     let (model, config) = open_model(job, &corpus)?;
     let mut trainer = TrainStep::new(model, recipe)?;
+    let plan = trainer.model.config.plan.as_ref();
+    if let Some(doubt) = plan.and_then(|plan| plan.doubt(run.length)) {
+        on_event(&Event::Warning(doubt));
+    }
     corpus.check_range(trainer.model.config.vocab_size)?;
     let micro_batches = run.batch / run.micro_batch();
     let length = trainer.objective.tokens_needed(run.length) - 1;

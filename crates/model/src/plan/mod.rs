@@ -50,6 +50,10 @@ pub trait PlanMethod: Debug + Send + Sync {
     /// # Errors
     /// If a weight is missing or has the wrong shape.
     fn build(&self, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>>;
+    /// What keeps training on windows of `length` tokens from teaching the plan what it is for, if anything does.
+    fn doubt(&self, _length: usize) -> Option<String> {
+        None
+    }
     /// What it costs; `element` is the size in bytes of a cached value.
     fn bill(&self, config: &ModelConfig, element: usize) -> PlanBill;
 }
@@ -59,7 +63,7 @@ pub trait PlanMethod: Debug + Send + Sync {
 pub struct PlanBill {
     /// Bytes that stay in memory for each token, however long the text.
     pub memory_bytes_per_token: f64,
-    /// Bytes kept whatever the length of the text.
+    /// Bytes kept at most while decoding, whatever the length of the text.
     pub fixed_bytes: u64,
     /// Floating point operations of the products with weights.
     pub flops_per_token: f64,

@@ -18,7 +18,8 @@ pub(super) fn bill(drt: &DrtConfig, config: &ModelConfig, element: usize) -> Pla
     };
     let chunks = drt.rows() as f64 / s * 2.0 * d * memory as f64;
     let landmarks = 4.0 * d / s;
-    let kept = drt.window + drt.positions();
+    // Cut when it has twice what must stay: see `memory`.
+    let kept = 2 * (drt.window + drt.positions());
     let fixed = (2 * config.layers.len() * config.kv_heads * config.head_dim * kept * element) as u64;
     let ffn = 3.0 * d * width;
     let decoder = layers * (2.0 * d * d + 2.0 * d * kv + ffn) + upper * 2.0 * d * d;
@@ -45,7 +46,7 @@ pub(super) fn bill(drt: &DrtConfig, config: &ModelConfig, element: usize) -> Pla
                 chunks + landmarks
             ),
             format!(
-                "window of {} positions in every layer: {fixed} bytes, whatever the length",
+                "window of {} positions in every layer: at most {fixed} bytes while decoding, whatever the length",
                 drt.window
             ),
             format!(

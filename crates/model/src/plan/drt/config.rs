@@ -22,6 +22,9 @@ const UNBOUNDED: usize = 1 << 30;
 /// The encoder's rotary base: the authors' code never passes the configuration's on.
 const ENCODER_THETA: f64 = 10000.0;
 
+/// Chunks per retrieved chunk that a training window must exceed.
+const ENOUGH: usize = 4;
+
 pub(crate) const FAMILY: PlanFamily = PlanFamily {
     model_type: MODEL_TYPE,
     recognises: |keys| {
@@ -347,6 +350,17 @@ fn drt(keys: &Keys<'_>) -> Result<DrtConfig> {
 impl PlanMethod for DrtConfig {
     fn build(&self, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>> {
         Ok(Box::new(DrtPlan::new(self, config, weights)?))
+    }
+
+    fn doubt(&self, length: usize) -> Option<String> {
+        let chunks = length / self.chunk;
+        (chunks <= ENOUGH * self.top_k).then(|| {
+            format!(
+                "a window of {length} tokens has {chunks} chunks of which {} are retrieved: with {ENOUGH} times as many or fewer, \
+                 choosing is hardly ever needed and not learnt; lengthen run.length or lower chunk_topk",
+                self.top_k
+            )
+        })
     }
 
     fn bill(&self, config: &ModelConfig, element: usize) -> PlanBill {
