@@ -207,7 +207,7 @@ impl Recipe {
             return Err(fail(key, rule, if hint.is_empty() { KEYS } else { hint }));
         }
         if let Some(shape) = &recipe.model {
-            shape.check().map_err(|(key, rule)| fail(&key, rule, KEYS))?;
+            shape.check().map_err(|(key, rule, hint)| fail(&key, rule, &hint))?;
         }
         Ok(recipe)
     }

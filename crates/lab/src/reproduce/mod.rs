@@ -84,8 +84,8 @@ pub trait Reproduction: Sync {
     fn variants(&self, budget: Budget) -> Vec<&'static str>;
     /// Seeds of each variant.
     fn seeds(&self, budget: Budget) -> u64;
-    /// Everything that decides what a run measures, usually its recipe as TOML: a finished run is reused only if this is
-    /// the same.
+    /// The recipe of a run as TOML, with what else decides what it measures in comments: a finished run is reused only if
+    /// this is the same.
     ///
     /// # Errors
     /// If it cannot be expressed.

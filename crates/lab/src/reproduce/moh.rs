@@ -189,12 +189,14 @@ impl Reproduction for Moh {
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         let Scale { recipe, tuning, .. } = scale(variant, seed, budget)?;
-        let tuned = if variant == ALL {
-            tuning.to_toml()
-        } else {
-            String::new()
-        };
-        Ok(recipe.to_toml() + &tuned)
+        let mut settings = recipe.to_toml();
+        if variant == ALL {
+            // Two recipes are no TOML: what follows the first stands in comments.
+            let tuning = tuning.to_toml();
+            let lines = tuning.lines().map(|line| format!("# {line}\n"));
+            settings.extend(std::iter::once("# then tuned with\n".to_owned()).chain(lines));
+        }
+        Ok(settings)
     }
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {

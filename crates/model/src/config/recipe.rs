@@ -157,15 +157,15 @@ impl ModelShape {
         ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(in_words_of_the_recipe)
     }
 
-    /// Whether the shape is in range whatever the vocabulary; the key and the broken rule if not.
+    /// Whether the shape is in range whatever the vocabulary; the key, the broken rule and a hint if not.
     ///
     /// # Errors
-    /// The key and the rule.
-    pub fn check(&self) -> std::result::Result<(), (String, String)> {
+    /// The key, the rule and the hint.
+    pub fn check(&self) -> std::result::Result<(), (String, String, String)> {
         match self.to_config(1, None, None) {
             Ok(_) => Ok(()),
-            Err(ModelError::Config { key, rule, .. }) => Err((key, rule)),
-            Err(other) => Err(("model".into(), other.to_string())),
+            Err(ModelError::Config { key, rule, hint, .. }) => Err((key, rule, hint)),
+            Err(other) => Err(("model".into(), other.to_string(), HINT.into())),
         }
     }
 }
