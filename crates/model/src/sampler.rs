@@ -110,43 +110,82 @@ impl Sampler {
                 .fold((0, f32::NEG_INFINITY), better)
                 .0 as u32;
         }
-        let mut kept: Vec<(usize, f64)> = (0..logits.len())
-            .map(|id| (id, f64::from(penalised(id)) / f64::from(c.temperature)))
-            .collect();
-        // Most likely first, ties to the lower id: every later step keeps a prefix.
-        kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let mut ranked = Ranked::new((0..logits.len()).map(|id| f64::from(penalised(id)) / f64::from(c.temperature)));
         if c.top_k > 0 {
-            kept.truncate(c.top_k);
+            ranked.truncate(c.top_k);
         }
-        let best = kept[0].1;
-        for entry in &mut kept {
-            entry.1 = (entry.1 - best).exp();
-        }
-        let total: f64 = kept.iter().map(|e| e.1).sum();
-        let mut below = 0.0;
-        let top_p = f64::from(c.top_p);
-        let by_p = if c.top_p >= 1.0 {
-            kept.len()
-        } else {
-            kept.iter()
-                .take_while(|e| {
-                    let keep = below < top_p * total;
-                    below += e.1;
-                    keep
-                })
-                .count()
-        };
-        let by_min = kept.iter().take_while(|e| e.1 >= f64::from(c.min_p)).count();
-        kept.truncate(by_p.min(by_min).max(1));
-        let total: f64 = kept.iter().map(|e| e.1).sum();
-        let mut point = Philox::uniform(c.seed, 0, self.step, 0) * total;
-        for &(id, p) in &kept {
-            if point < p {
-                return id as u32;
+        let best = ranked.get(0).map_or(0.0, |(_, x)| x);
+        let weight = |x: f64| (x - best).exp();
+        let total: f64 = ranked.entries.iter().map(|&(_, x)| weight(x)).sum();
+        let (top_p, min_p) = (f64::from(c.top_p), f64::from(c.min_p));
+        let (mut kept, mut mass) = (ranked.entries.len(), total);
+        if top_p < 1.0 || min_p > 0.0 {
+            (kept, mass) = (0, 0.0);
+            while let Some((_, x)) = ranked.get(kept) {
+                let w = weight(x);
+                if kept > 0 && (top_p < 1.0 && mass >= top_p * total || w < min_p) {
+                    break;
+                }
+                mass += w;
+                kept += 1;
             }
-            point -= p;
         }
-        kept[kept.len() - 1].0 as u32
+        let mut point = Philox::uniform(c.seed, 0, self.step, 0) * mass;
+        let mut last = 0;
+        for i in 0..kept {
+            let Some((id, x)) = ranked.get(i) else { break };
+            last = id;
+            if point < weight(x) {
+                break;
+            }
+            point -= weight(x);
+        }
+        last as u32
+    }
+}
+
+/// Tokens with their scaled logits, most likely first, ties to the lower id. Sorted only as far as somebody looks: a draw
+/// rarely looks beyond the first few of a hundred thousand.
+struct Ranked {
+    entries: Vec<(usize, f64)>,
+    sorted: usize,
+}
+
+impl Ranked {
+    fn new(logits: impl Iterator<Item = f64>) -> Self {
+        Self {
+            entries: logits.enumerate().collect(),
+            sorted: 0,
+        }
+    }
+
+    /// The token of rank `i`, if there are so many.
+    fn get(&mut self, i: usize) -> Option<(usize, f64)> {
+        self.sort_to(i + 1);
+        self.entries.get(i).copied()
+    }
+
+    /// Keeps the `n` most likely.
+    fn truncate(&mut self, n: usize) {
+        self.sort_to(n);
+        self.entries.truncate(n);
+        self.sorted = self.sorted.min(n);
+    }
+
+    fn sort_to(&mut self, n: usize) {
+        const FIRST: usize = 64;
+        let likelier = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let n = n.min(self.entries.len());
+        if n <= self.sorted {
+            return;
+        }
+        let end = n.max(2 * self.sorted).max(FIRST).min(self.entries.len());
+        let (rest, count) = (&mut self.entries[self.sorted..], end - self.sorted);
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count - 1, likelier);
+        }
+        rest[..count].sort_unstable_by(likelier);
+        self.sorted = end;
     }
 }
 
@@ -224,6 +263,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn ranks_are_those_of_a_full_sort(
+            logits in prop::collection::vec((-20i8..20).prop_map(f64::from), 1..400), looks in prop::collection::vec(0usize..400, 1..6),
+            most in 1usize..400,
+        ) {
+            let mut sorted: Vec<(usize, f64)> = logits.iter().copied().enumerate().collect();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let mut ranked = Ranked::new(logits.iter().copied());
+            for &i in &looks {
+                prop_assert_eq!(ranked.get(i), sorted.get(i).copied());
+            }
+            ranked.truncate(most);
+            sorted.truncate(most);
+            for i in looks {
+                prop_assert_eq!(ranked.get(i), sorted.get(i).copied());
+            }
+        }
+
         #[test]
         fn greedy_is_the_first_maximum_and_same_seed_same_draws(logits in prop::collection::vec(-5f32..5.0, 1..30), seed: u64) {
             let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
