@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """PyTorch peer of `ounce bench kernels`: x Wᵀ 2048³ in f32 and bf16 (GFLOP/s), one row times a bf16 4096 x 11008 matrix
-(GB/s of weights). `gemm_bf16_from_f32_2048` takes x and gives the result in f32, as the product in `ounce bench kernels` does.
+(GB/s of weights). In `gemm_bf16_2048` all is bf16 (Ounce's result is f32);
+`gemm_bf16_from_f32_2048` takes x and gives the result in f32, as Ounce's row of that name does.
 usage: torch_kernels.py [RUNS]   (threads: OMP_NUM_THREADS; prints the median of each)"""
 import os, statistics, sys, time
 import torch

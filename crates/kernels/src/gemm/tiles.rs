@@ -456,6 +456,17 @@ impl Drop for Configured {
     }
 }
 
+/// Fetches the tile after the one at a register into the first-level cache, line by line. A tile load waits for each of its
+/// lines; that the next ones are on their way keeps the second-level cache busy meanwhile.
+macro_rules! fetch_next {
+    ($at:literal) => {
+        fetch_next!($at; 1024 1088 1152 1216 1280 1344 1408 1472 1536 1600 1664 1728 1792 1856 1920 1984)
+    };
+    ($at:literal; $($byte:literal)*) => {
+        concat!($("prefetcht0 [{", $at, "} + ", $byte, "]\n"),*)
+    };
+}
+
 /// `to` = `from` (zeros if null) + two panels of A times two panels of B, `depth` tiles of each.
 ///
 /// # Safety
@@ -484,12 +495,16 @@ unsafe fn square(a: *const f32, b: *const f32, panel: usize, depth: usize, from:
             "3:",
             "tileloadd tmm4, [{a0} + {row}]",
             "tileloadd tmm6, [{b0} + {row}]",
+            fetch_next!("a0"),
             "tileloadd tmm7, [{b1} + {row}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
+            fetch_next!("b0"),
             "tileloadd tmm5, [{a1} + {row}]",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            fetch_next!("b1"),
             "add {a0}, 1024",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            fetch_next!("a1"),
             "add {a1}, 1024",
             "add {b0}, 1024",
             "add {b1}, 1024",

@@ -21,7 +21,8 @@ fn half_matrix(rows: usize, cols: usize, seed: u64) -> Result<Tensor> {
     Tensor::new(values, &[rows, cols])
 }
 
-/// `gemm_f32_2048`, `gemm_bf16_2048` (x Wᵀ, GFLOP/s) and `gemv_bf16_4096x11008` (GB/s of weights).
+/// `gemm_f32_2048`, `gemm_bf16_2048` and `gemm_bf16_from_f32_2048` (x Wᵀ, GFLOP/s; in the last two W is bf16, x bf16 or f32,
+/// the result f32), and `gemv_bf16_4096x11008` (GB/s of weights).
 ///
 /// # Errors
 /// Never in practice; shapes are fixed.
@@ -30,7 +31,7 @@ pub fn kernels(runs: usize) -> Result<Vec<BenchRow>> {
     let flops = 2.0 * (N as f64).powi(3) / 1e9;
     let x = matrix(N, N, 1)?;
     let w = matrix(N, N, 2)?;
-    let w16 = half_matrix(N, N, 2)?;
+    let (x16, w16) = (half_matrix(N, N, 1)?, half_matrix(N, N, 2)?);
     let v = matrix(1, 4096, 3)?;
     let tall = half_matrix(11008, 4096, 4)?;
     let gigabytes = (tall.numel() * 2) as f64 / 1e9;
@@ -42,6 +43,11 @@ pub fn kernels(runs: usize) -> Result<Vec<BenchRow>> {
         ),
         BenchRow::new(
             "gemm_bf16_2048",
+            "GFLOP/s",
+            rates(runs, flops, || ops::linear(&x16, &w16, Compute::Bf16).map(drop))?,
+        ),
+        BenchRow::new(
+            "gemm_bf16_from_f32_2048",
             "GFLOP/s",
             rates(runs, flops, || ops::linear(&x, &w16, Compute::Bf16).map(drop))?,
         ),
