@@ -7,6 +7,7 @@ use crate::{
 };
 use ounce_formats::Overwrite;
 use ounce_lab::{
+    LabError,
     bench::{self, AttentionBench, BenchRow},
     report::{Cell, Column, Table, format_bytes},
 };
@@ -14,7 +15,15 @@ use ounce_model::Model;
 use ounce_tensor::Compute;
 
 pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
-    let runs = args.runs.max(1);
+    let runs = args.runs;
+    if runs == 0 {
+        return Err(LabError::Bench {
+            what: "--runs 0".into(),
+            rule: "must be at least 1".into(),
+            hint: "one run is timed after one that warms up; the default is 5".into(),
+        }
+        .into());
+    }
     let rows = match &args.what {
         BenchWhat::Kernels => bench::kernels(runs)?,
         BenchWhat::Train { recipes } if recipes.is_empty() => bench::train(runs)?,

@@ -363,3 +363,11 @@ fn sizes_of_random_checkpoints() {
     assert!(listing(dir.path()).is_empty());
     insta::assert_snapshot!(script.seen);
 }
+
+#[test]
+fn sizes_of_benchmarks() {
+    let mut script = Script::new();
+    script.case(&["bench", "attention", "--method", "dga", "--context", "0"]);
+    script.case(&["bench", "kernels", "--runs", "0"]);
+    insta::assert_snapshot!(script.seen);
+}

@@ -22,6 +22,11 @@ pub const METHODS: [&str; 3] = ["exact", "dga", "moh"];
 /// Tokens that one run decodes: two regroupings of DGA's default.
 const DECODE: usize = 36;
 
+/// Longest prompt; its scores alone take hours.
+const MOST_CONTEXT: usize = 1 << 20;
+/// Most heads, and widest head.
+const MOST_HEADS: usize = 1024;
+
 /// Of all heads of MoH, the share that is active: name and sixteenths; half of the active ones are shared.
 const SHARES: [(&str, usize); 3] = [("100", 16), ("75", 12), ("50", 8)];
 
@@ -149,7 +154,7 @@ impl AttentionBench {
 /// tokens of earlier runs; regrouping is part of it.
 ///
 /// # Errors
-/// If the method is unknown or a size is 0.
+/// If the method is unknown or a size is out of range.
 pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, LabError> {
     let fail = |what: String, rule: &str| {
         Err(LabError::Bench {
@@ -158,8 +163,18 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
             hint: format!("methods: {}", METHODS.join(", ")),
         })
     };
-    if bench.context == 0 || bench.heads == 0 || bench.head_dim == 0 {
-        return fail("--context, --heads and --head-dim".into(), "must be at least 1");
+    for (option, value, most, usual) in [
+        ("--context", bench.context, MOST_CONTEXT, "4096"),
+        ("--heads", bench.heads, MOST_HEADS, "32"),
+        ("--head-dim", bench.head_dim, MOST_HEADS, "128"),
+    ] {
+        if !(1..=most).contains(&value) {
+            return Err(LabError::Bench {
+                what: format!("{option} {value}"),
+                rule: format!("must be in 1..={most}"),
+                hint: format!("the default is {usual}"),
+            });
+        }
     }
     let kind = match (bench.method.as_str(), bench.compute) {
         ("dga", Compute::Bf16) => return fail("--compute bf16".into(), "is not offered by dga, which computes in f32"),
@@ -287,10 +302,13 @@ mod tests {
             ..bench("dga")
         };
         assert!(attention(&half, 1).unwrap_err().to_string().contains("computes in f32"));
-        let none = AttentionBench {
-            context: 0,
-            ..bench("exact")
-        };
-        assert!(attention(&none, 1).is_err());
+        for context in [0, MOST_CONTEXT + 1] {
+            let wrong = AttentionBench {
+                context,
+                ..bench("exact")
+            };
+            let error = attention(&wrong, 1).unwrap_err().to_string();
+            assert_eq!(error, format!("--context {context}: must be in 1..=1048576"));
+        }
     }
 }

@@ -3,10 +3,7 @@
 //! Two baselines of the paper, a router as large as all scoring matrices and a factorised gate in the router mixture, are
 //! models of their own and not made here; nor are its tasks, which models of this size cannot do.
 
-use super::{
-    Budget, Finding, Measured, Reproduction, Results, Row, Workbench,
-    comparison::{self, Scale},
-};
+use super::{Budget, Finding, Measured, Reproduction, Results, Row, Workbench, comparison, recipe::Sizes};
 use crate::LabError;
 use ounce_train::Recipe;
 
@@ -24,22 +21,14 @@ const VARIANTS: [&str; 5] = ["dense", "moe", MOE, "aoe", AOE];
 /// The same with other ranks of the factors, about D/12, D/6 and 2D/3 as in the paper; `full` only.
 const RANKS: [&str; 3] = ["aoe-balance-r12", "aoe-balance-r24", "aoe-balance-r84"];
 
-/// Sizes, and the width of a router mixture's expert; at most 1 M active parameters up to `standard`.
-fn scale(budget: Budget) -> (Scale, usize) {
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (48, 3, 64, 512, 64, 400, 8),
-        (96, 4, 128, 1024, 128, 1200, 16),
-        (128, 4, 512, 4096, 256, 4000, 16),
-    );
-    let scale = Scale {
-        d,
-        layers,
-        vocab,
-        length,
-        steps,
-        batch,
-    };
-    (scale, ffn)
+/// `ffn` is the width of a router mixture's expert; at most 1 M active parameters up to `standard`.
+fn sizes(budget: Budget) -> Sizes {
+    Sizes::pick(
+        budget,
+        [48, 3, 64, 512, 64, 400, 8],
+        [96, 4, 128, 1024, 128, 500, 16],
+        [128, 4, 512, 4096, 256, 4000, 16],
+    )
 }
 
 /// Width that gives an expert the parameters of a SwiGLU expert of width `ffn`: equation 5 of the paper, rounded.
@@ -49,8 +38,8 @@ fn wide(d: usize, ffn: usize, r: usize) -> usize {
 }
 
 fn recipe(variant: &str, seed: u64, budget: Budget) -> Result<Recipe, LabError> {
-    let (scale, ffn) = scale(budget);
-    let d = scale.d;
+    let sizes = sizes(budget);
+    let Sizes { d, ffn, .. } = sizes;
     let balance = if variant.contains("balance") { 0.01 } else { 0.0 };
     let mixture = format!("intermediate_size = {ffn}\nexperts = 8\nexperts_per_token = 2\nbalance = {balance}");
     let own = match variant {
@@ -63,7 +52,7 @@ fn recipe(variant: &str, seed: u64, budget: Budget) -> Result<Recipe, LabError> 
             format!("family = \"aoe\"\n{mixture}\nconfig = {{ aoe_d_low = {r}, aoe_d_wide = {wide} }}")
         }
     };
-    comparison::recipe(&format!("tied = true\n{own}"), seed, &scale)
+    comparison::recipe(&format!("tied = true\n{own}"), seed, sizes)
 }
 
 impl Reproduction for Aoe {
@@ -84,7 +73,7 @@ impl Reproduction for Aoe {
         [&VARIANTS, ranks].concat()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(7, 3, 3)
+        budget.pick(7, 5, 3)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())
@@ -92,7 +81,7 @@ impl Reproduction for Aoe {
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {
         let mut trained = bench.train("train", &recipe(variant, seed, bench.budget)?)?;
-        comparison::measure(&mut trained, scale(bench.budget).0.length, bench)
+        comparison::measure(&mut trained, sizes(bench.budget).length, bench)
     }
 
     fn judge(&self, results: &Results) -> Result<Finding, LabError> {
@@ -155,7 +144,7 @@ mod tests {
     #[test]
     fn experts_of_both_kinds_have_the_same_parameters_to_one_row() {
         for budget in [Budget::Quick, Budget::Standard, Budget::Full] {
-            let (Scale { d, .. }, ffn) = scale(budget);
+            let Sizes { d, ffn, .. } = sizes(budget);
             for r in [12, 24, d / 3, 84] {
                 let ours = r * d + wide(d, ffn, r) * (r + 2 * d);
                 assert!(ours.abs_diff(3 * d * ffn) <= (r + 2 * d).div_ceil(2), "{d} {ffn} {r}");

@@ -1,7 +1,10 @@
 //! What experiments share that compare validation losses of trained models: the recipe but for the feed-forward slot, what a
 //! run measures, whether anything was learned, and how a difference is worded and plotted.
 
-use super::{Measured, Results, Row, Trained, Verdict, Workbench};
+use super::{
+    Measured, Results, Row, Trained, Verdict, Workbench,
+    recipe::{Setup, Sizes},
+};
 use crate::{
     LabError,
     report::{Axis, Plot, PlotData, Series},
@@ -21,65 +24,16 @@ const CORPUS: &str = "toy-arithmetic";
 /// Windows in which routing is looked at.
 const WINDOWS: usize = 32;
 
-/// Sizes of an experiment, the feed-forward slot aside.
-pub(super) struct Scale {
-    /// Model width.
-    pub(super) d: usize,
-    /// Layers.
-    pub(super) layers: usize,
-    /// Tokens of the vocabulary.
-    pub(super) vocab: usize,
-    /// Tokens per window.
-    pub(super) length: usize,
-    /// Steps.
-    pub(super) steps: usize,
-    /// Windows per step.
-    pub(super) batch: usize,
-}
-
 /// A recipe; `own` are the lines of `[model]` that belong to the variant.
-pub(super) fn recipe(own: &str, seed: u64, scale: &Scale) -> Result<Recipe, LabError> {
-    let Scale {
-        d,
-        layers,
-        vocab,
-        length,
-        steps,
-        batch,
-    } = scale;
-    let every = steps / 8;
-    let text = format!(
-        r#"
-[model]
-hidden_size = {d}
-layers = {layers}
-heads = 4
-max_positions = {length}
-{own}
-[tokenizer]
-train_vocab = {vocab}
-[data]
-train = ["${{data}}/{CORPUS}.txt"]
-validation = ["${{data}}/{CORPUS}.valid.txt"]
-[optimizer]
-lr = 3e-3
-[schedule]
-warmup = {}
-[run]
-steps = {steps}
-batch = {batch}
-length = {length}
-seed = {seed}
-eval_every = {every}
-eval_tokens = 16384
-checkpoint_every = {}
-keep = 1
-export = "f32"
-"#,
-        steps / 10,
-        2 * every,
-    );
-    Ok(Recipe::parse("the experiment", &text, &[])?)
+pub(super) fn recipe(own: &str, seed: u64, sizes: Sizes) -> Result<Recipe, LabError> {
+    let setup = Setup {
+        sizes,
+        heads: 4,
+        positions: sizes.length,
+        corpora: &[CORPUS],
+        eval_tokens: 16_384,
+    };
+    setup.recipe(own, seed)
 }
 
 /// The ids of the validation text.

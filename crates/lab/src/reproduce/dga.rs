@@ -8,7 +8,11 @@
 //!
 //! Time is not measured here: `ounce bench attention --method dga` does, on a quiet machine.
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, workbench::token_entropy};
+use super::{
+    Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
+    recipe::{Setup, Sizes},
+    workbench::token_entropy,
+};
 use crate::{
     LabError,
     report::{Axis, Plot, PlotData},
@@ -81,53 +85,26 @@ struct Scale {
 }
 
 fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
-    // Width, layers, feed-forward, vocabulary, length, steps, batch: at most 1 M parameters up to `standard`.
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (64, 3, 160, 512, 96, 300, 8),
-        (128, 4, 320, 1024, 192, 700, 8),
-        (192, 6, 512, 4096, 512, 6000, 16),
+    // At most 1 M parameters up to `standard`.
+    let sizes = Sizes::pick(
+        budget,
+        [64, 3, 160, 512, 96, 300, 8],
+        [128, 4, 320, 1024, 192, 450, 8],
+        [192, 6, 512, 4096, 512, 6000, 16],
     );
-    let text = format!(
-        r#"
-[model]
-hidden_size = {d}
-layers = {layers}
-heads = 4
-intermediate_size = {ffn}
-tied = true
-max_positions = {length}
-{}
-[tokenizer]
-train_vocab = {vocab}
-[data]
-train = ["${{data}}/toy-text.txt", "${{data}}/toy-retrieval.txt"]
-validation = ["${{data}}/toy-text.valid.txt"]
-[optimizer]
-lr = 3e-3
-[schedule]
-warmup = {}
-[run]
-steps = {steps}
-batch = {batch}
-length = {length}
-seed = {seed}
-eval_every = {}
-eval_tokens = {}
-checkpoint_every = {}
-keep = 1
-export = "f32"
-"#,
-        settings(variant).unwrap_or_default(),
-        steps / 10,
-        steps / 6,
-        budget.pick(4096, 8192, 16_384),
-        steps / 3,
-    );
+    let setup = Setup {
+        sizes,
+        heads: 4,
+        positions: sizes.length,
+        corpora: &["toy-text", "toy-retrieval"],
+        eval_tokens: budget.pick(4096, 8192, 16_384),
+    };
+    let dga = settings(variant).unwrap_or_default();
     Ok(Scale {
-        length,
+        length: sizes.length,
         tokens: budget.pick(8192, 32_768, 131_072),
         questions: budget.pick(48, 100, 400),
-        recipe: Recipe::parse("the dga experiment", &text, &[])?,
+        recipe: setup.recipe(&format!("intermediate_size = {}\ntied = true\n{dga}", sizes.ffn), seed)?,
     })
 }
 
@@ -204,7 +181,7 @@ impl Reproduction for Dga {
         )
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(8, 3, 5)
+        budget.pick(8, 5, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(scale(variant, seed, budget)?.recipe.to_toml())

@@ -2,7 +2,10 @@
 //!
 //! The paper's other half, speed under tensor parallelism, needs ranks on a real link and is not measured here.
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, comparison};
+use super::{
+    Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, comparison,
+    recipe::{Setup, Sizes},
+};
 use crate::LabError;
 use ounce_train::Recipe;
 use std::collections::BTreeMap;
@@ -19,48 +22,26 @@ const STANDARD: &str = "standard";
 const VARIANTS: [&str; 3] = [STANDARD, "parallel", "ladder"];
 
 fn recipe(variant: &str, seed: u64, budget: Budget) -> Result<Recipe, LabError> {
-    // Width, layers, feed-forward, vocabulary, positions, steps, batch: at most 1 M parameters up to `standard`.
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (64, 6, 160, 512, 64, 400, 8),
-        (96, 8, 256, 1024, 128, 1000, 16),
-        (256, 12, 704, 4096, 256, 4000, 16),
+    // At most 1 M parameters up to `standard`.
+    let sizes = Sizes::pick(
+        budget,
+        [64, 6, 160, 512, 64, 400, 8],
+        [96, 8, 256, 1024, 128, 500, 16],
+        [256, 12, 704, 4096, 256, 4000, 16],
     );
+    let setup = Setup {
+        sizes,
+        heads: 4,
+        positions: sizes.length,
+        corpora: &["toy-text"],
+        eval_tokens: 16_384,
+    };
     let wiring = if variant == STANDARD { "sequential" } else { variant };
-    let every = steps / 8;
-    let text = format!(
-        r#"
-[model]
-hidden_size = {d}
-layers = {layers}
-heads = 4
-intermediate_size = {ffn}
-tied = true
-max_positions = {length}
-residual = {{ wiring = "{wiring}" }}
-[tokenizer]
-train_vocab = {vocab}
-[data]
-train = ["${{data}}/toy-text.txt"]
-validation = ["${{data}}/toy-text.valid.txt"]
-[optimizer]
-lr = 3e-3
-[schedule]
-warmup = {}
-[run]
-steps = {steps}
-batch = {batch}
-length = {length}
-seed = {seed}
-eval_every = {every}
-eval_tokens = 16384
-checkpoint_every = {}
-keep = 1
-export = "f32"
-"#,
-        steps / 10,
-        every * 2,
+    let own = format!(
+        "intermediate_size = {}\ntied = true\nresidual = {{ wiring = \"{wiring}\" }}",
+        sizes.ffn
     );
-    Ok(Recipe::parse("the ladder experiment", &text, &[])?)
+    setup.recipe(&own, seed)
 }
 
 impl Reproduction for Ladder {
@@ -81,7 +62,7 @@ impl Reproduction for Ladder {
         VARIANTS.to_vec()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(8, 4, 5)
+        budget.pick(8, 5, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())

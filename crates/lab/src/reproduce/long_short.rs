@@ -1,7 +1,10 @@
 //! Long-Short Alignment: loss beyond the training length with and without the penalty, and the probe that alignment was
 //! not bought by blindness.
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench};
+use super::{
+    Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
+    recipe::{Setup, Sizes},
+};
 use crate::{
     LabError,
     report::{Axis, Plot, PlotData, Series},
@@ -39,52 +42,35 @@ struct Scale {
 }
 
 fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
-    // Width, layers, feed-forward, vocabulary, training length, steps, batch: at most 1 M parameters up to `standard`.
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (64, 3, 160, 512, 48, 400, 8),
-        (96, 6, 256, 1024, 64, 1000, 12),
-        (192, 8, 512, 2048, 128, 4000, 16),
+    // At most 1 M parameters up to `standard`.
+    let sizes = Sizes::pick(
+        budget,
+        [64, 3, 160, 512, 48, 400, 8],
+        [96, 6, 256, 1024, 64, 750, 12],
+        [192, 8, 512, 2048, 128, 4000, 16],
     );
+    let setup = Setup {
+        sizes,
+        heads: 4,
+        positions: sizes.length * MULTIPLES[MULTIPLES.len() - 1],
+        corpora: &["toy-text", "toy-retrieval"],
+        eval_tokens: 2048,
+    };
     let (divergence, alpha) = penalty(variant);
-    let text = format!(
+    let own = format!(
         r#"
-[model]
-hidden_size = {d}
-layers = {layers}
-heads = 4
-intermediate_size = {ffn}
+intermediate_size = {}
 tied = true
-max_positions = {}
-[tokenizer]
-train_vocab = {vocab}
-[data]
-train = ["${{data}}/toy-text.txt", "${{data}}/toy-retrieval.txt"]
-validation = ["${{data}}/toy-text.valid.txt"]
 [objective]
 kind = "long_short"
 alpha = {alpha}
 divergence = "{divergence}"
-[optimizer]
-lr = 3e-3
-[schedule]
-warmup = {}
-[run]
-steps = {steps}
-batch = {batch}
-length = {length}
-seed = {seed}
-eval_tokens = 8192
-checkpoint_every = {}
-keep = 1
-export = "f32"
 "#,
-        length * MULTIPLES[MULTIPLES.len() - 1],
-        steps / 10,
-        steps / 4,
+        sizes.ffn
     );
     Ok(Scale {
-        length,
-        recipe: Recipe::parse("the long-short experiment", &text, &[])?,
+        length: sizes.length,
+        recipe: setup.recipe(&own, seed)?,
     })
 }
 
@@ -109,7 +95,7 @@ impl Reproduction for LongShort {
     fn variants(&self, budget: Budget) -> Vec<&'static str> {
         budget.pick(
             vec![BASELINE, PENALTY, "jeffreys-0.1"],
-            vec![BASELINE, PENALTY, "jeffreys-0.1", "sce-0.3", "sce-1"],
+            vec![BASELINE, PENALTY, "jeffreys-0.1"],
             vec![
                 BASELINE,
                 "sce-0.05",
@@ -123,7 +109,7 @@ impl Reproduction for LongShort {
         )
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(10, 4, 5)
+        budget.pick(10, 8, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(scale(variant, seed, budget)?.recipe.to_toml())

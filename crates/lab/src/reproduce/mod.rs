@@ -15,6 +15,7 @@ mod ladder;
 mod long_short;
 mod moh;
 mod mole;
+mod recipe;
 mod result;
 mod workbench;
 

@@ -12,7 +12,11 @@ mod pruned;
 #[cfg(test)]
 mod tests;
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, workbench::token_entropy};
+use super::{
+    Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
+    recipe::{Setup, Sizes},
+    workbench::token_entropy,
+};
 use crate::{
     LabError,
     report::{Axis, Plot, PlotData, Point, Series},
@@ -62,70 +66,43 @@ struct Scale {
 }
 
 fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
-    // Width, layers, feed-forward, vocabulary, length, steps, batch: at most 1 M parameters up to `standard`.
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (64, 3, 160, 512, 96, 250, 8),
-        (128, 4, 320, 1024, 128, 700, 12),
-        (192, 6, 512, 4096, 256, 6000, 16),
+    // At most 1 M parameters up to `standard`.
+    let sizes = Sizes::pick(
+        budget,
+        [64, 3, 160, 512, 96, 250, 8],
+        [128, 4, 320, 1024, 128, 400, 12],
+        [192, 6, 512, 4096, 256, 6000, 16],
     );
     let heads = variant.strip_prefix("fewer-").map_or(HEADS, |share| {
         SHARES.iter().find(|s| s.0 == share).map_or(HEADS, |s| s.1)
     });
+    let setup = Setup {
+        sizes,
+        heads,
+        positions: sizes.length,
+        corpora: &["toy-text", "toy-retrieval"],
+        eval_tokens: budget.pick(4096, 8192, 16_384),
+    };
     let moh = split(variant).map_or_else(String::new, |(shared, active)| {
         format!("moh = {{ router = \"two_stage\", shared_heads = {shared}, active_routed_heads = {active} }}")
     });
-    let shape = format!(
-        r"
-[model]
-hidden_size = {d}
-layers = {layers}
-heads = {heads}
-intermediate_size = {ffn}
-tied = true
-max_positions = {length}
-config = {{ head_dim = {} }}
-{moh}
-[tokenizer]
-train_vocab = {vocab}
-",
-        d / HEADS,
+    let own = format!(
+        "intermediate_size = {}\ntied = true\nconfig = {{ head_dim = {} }}\n{moh}",
+        sizes.ffn,
+        sizes.d / HEADS
     );
-    let rest = |steps: usize, lr: &str| {
-        format!(
-            r#"
-[data]
-train = ["${{data}}/toy-text.txt", "${{data}}/toy-retrieval.txt"]
-validation = ["${{data}}/toy-text.valid.txt"]
-[optimizer]
-lr = {lr}
-[schedule]
-warmup = {}
-[run]
-steps = {steps}
-batch = {batch}
-length = {length}
-seed = {seed}
-eval_every = {}
-eval_tokens = {}
-checkpoint_every = {}
-keep = 1
-export = "f32"
-"#,
-            steps / 10,
-            steps / 6,
-            budget.pick(4096, 8192, 16_384),
-            steps / 3,
-        )
+    let tuning = Setup {
+        sizes: Sizes {
+            steps: sizes.steps / 5,
+            ..sizes
+        },
+        ..setup
     };
     Ok(Scale {
-        length,
+        length: sizes.length,
         tokens: budget.pick(8192, 16_384, 65_536),
-        recipe: Recipe::parse("the moh experiment", &format!("{shape}{}", rest(steps, "3e-3")), &[])?,
-        tuning: Recipe::parse(
-            "the moh experiment",
-            &format!("init = \"BASE\"\n{}", rest(steps / 5, "1e-3")),
-            &[],
-        )?,
+        recipe: setup.recipe(&own, seed)?,
+        tuning: tuning.tuning(seed)?,
     })
 }
 
@@ -171,7 +148,7 @@ impl Reproduction for Moh {
     fn variants(&self, budget: Budget) -> Vec<&'static str> {
         budget.pick(
             vec![ALL, HEADLINE, "moh-50", "fewer-75", "fewer-50"],
-            vec![ALL, HEADLINE, "moh-50", "moh-75-none-shared", "fewer-75", "fewer-50"],
+            vec![ALL, HEADLINE, "moh-50", "fewer-75", "fewer-50"],
             vec![
                 ALL,
                 "moh-88",
@@ -185,7 +162,7 @@ impl Reproduction for Moh {
         )
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(6, 3, 5)
+        budget.pick(6, 5, 5)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         let Scale { recipe, tuning, .. } = scale(variant, seed, budget)?;

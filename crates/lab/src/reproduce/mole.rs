@@ -7,10 +7,7 @@
 //!
 //! The other half of the paper, what reading experts or rows from a disk costs, is not measured here.
 
-use super::{
-    Budget, Finding, Measured, Reproduction, Results, Row, Trained, Workbench,
-    comparison::{self, Scale},
-};
+use super::{Budget, Finding, Measured, Reproduction, Results, Row, Trained, Workbench, comparison, recipe::Sizes};
 use crate::LabError;
 use ounce_compress::{CompressError, ConvertJob, convert};
 use ounce_train::Recipe;
@@ -28,26 +25,19 @@ const LARGE: [&str; 1] = ["moe-34"];
 /// Element types of tables.
 const TABLES: [&str; 2] = ["f32", "f16"];
 
-/// Sizes, and the width of a MoLE expert; at most 1 M parameters met by a token up to `standard`.
-fn scale(budget: Budget) -> (Scale, usize) {
-    let (d, layers, ffn, vocab, length, steps, batch) = budget.pick(
-        (48, 3, 96, 512, 64, 400, 8),
-        (96, 4, 240, 1024, 128, 1000, 16),
-        (128, 4, 768, 4096, 256, 4000, 16),
-    );
-    let scale = Scale {
-        d,
-        layers,
-        vocab,
-        length,
-        steps,
-        batch,
-    };
-    (scale, ffn)
+/// `ffn` is the width of a MoLE expert; at most 1 M parameters met by a token up to `standard`.
+fn sizes(budget: Budget) -> Sizes {
+    Sizes::pick(
+        budget,
+        [48, 3, 96, 512, 64, 400, 8],
+        [96, 4, 240, 1024, 128, 350, 16],
+        [128, 4, 768, 4096, 256, 4000, 16],
+    )
 }
 
 fn recipe(variant: &str, seed: u64, budget: Budget) -> Result<Recipe, LabError> {
-    let (scale, ffn) = scale(budget);
+    let sizes = sizes(budget);
+    let ffn = sizes.ffn;
     // Stock layers have three matrices where MoLE has two: two thirds of the width are as large.
     let own = match variant.split_once('-') {
         Some(("moe", experts)) => format!(
@@ -59,14 +49,14 @@ fn recipe(variant: &str, seed: u64, budget: Budget) -> Result<Recipe, LabError> 
         ),
         _ => format!("intermediate_size = {}", 2 * ffn / 3),
     };
-    comparison::recipe(&own, seed, &scale)
+    comparison::recipe(&own, seed, sizes)
 }
 
 /// Builds both tables and measures them: the loss with each less that of the experts, on the same tokens, and how many
 /// parameters a token meets when the experts are gone.
 fn measure_tables(trained: &Trained, measured: &mut Measured, bench: &Workbench<'_>) -> Result<(), LabError> {
     let ids = comparison::validation_ids(trained, bench)?;
-    let (window, tokens) = (scale(bench.budget).0.length, 8192);
+    let (window, tokens) = (sizes(bench.budget).length, 8192);
     let before = trained.loss_at(&ids, window, tokens)?;
     for dtype in TABLES {
         let out = bench.dir.join(format!("table-{dtype}"));
@@ -112,7 +102,7 @@ impl Reproduction for Mole {
         [&VARIANTS, large].concat()
     }
     fn seeds(&self, budget: Budget) -> u64 {
-        budget.pick(7, 3, 3)
+        budget.pick(7, 5, 3)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         Ok(recipe(variant, seed, budget)?.to_toml())
@@ -120,7 +110,7 @@ impl Reproduction for Mole {
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {
         let mut trained = bench.train("train", &recipe(variant, seed, bench.budget)?)?;
-        let mut measured = comparison::measure(&mut trained, scale(bench.budget).0.length, bench)?;
+        let mut measured = comparison::measure(&mut trained, sizes(bench.budget).length, bench)?;
         if variant.starts_with("mole") && variant != DENSE {
             measure_tables(&trained, &mut measured, bench)?;
         }
