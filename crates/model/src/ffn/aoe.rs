@@ -31,6 +31,9 @@
 //! factors and the tokens; only where a gradient reaches every norm (balance loss, `softmax_all`) is c computed again, in
 //! the backward walk. Decode is the same forward: no state but the cache of attention.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     Bill, FeedForward, FfnFamily, FfnMethod,
     moe::{Dispatch, balance_loss},
@@ -323,7 +326,3 @@ impl FeedForward for AoeFfn {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "aoe_tests.rs"]
-mod tests;

@@ -10,7 +10,6 @@ use ounce_tensor::{DType, Gradients, gradcheck};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-#[path = "aoe_properties.rs"]
 mod properties;
 
 const D: usize = 5;
