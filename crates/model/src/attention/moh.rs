@@ -310,12 +310,7 @@ impl Moh {
     /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers; padding takes no part.
     fn balance_loss(&self, scores: &Tensor, active: &[bool], ctx: &Ctx<'_>) -> Result<Tensor> {
         let (h, hs, hr) = (self.heads, self.config.shared_heads, scores.last_dim());
-        let real: Vec<usize> = (0..ctx.batch * ctx.len)
-            .filter(|i| {
-                let span = ctx.spans[i / ctx.len];
-                (span.kv_begin..span.kv_len).contains(&(span.q_start + i % ctx.len))
-            })
-            .collect();
+        let real = ctx.real_tokens().unwrap_or_else(|| (0..scores.rows()).collect());
         let mut share = vec![0f64; hr];
         for &t in &real {
             for (share, &on) in share.iter_mut().zip(&active[t * h + hs..(t + 1) * h]) {
@@ -346,9 +341,7 @@ impl Attention for Moh {
             let loss = self.balance_loss(scores, &gates.active, ctx)?;
             ctx.sink.side_losses.push(loss);
         }
-        if ctx.sink.want_head_gates {
-            ctx.sink.head_gates.push((self.layer, gates.all.detach()));
-        }
+        ctx.note_head_gates(self.layer, &gates.all)?;
         let trains = gates.all.needs_grad() || projected.q.needs_grad() || projected.v.needs_grad();
         let skips = !trains && ctx.len >= SKIP_FROM && gates.active.contains(&false);
         let out = self.base.attend(&projected, ctx, skips.then_some(&gates.active[..]))?;

@@ -299,9 +299,7 @@ impl FeedForward for MoleFfn {
     fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let (n, d) = (x_btd.rows(), x_btd.last_dim());
         let x_nd = ops::reshape(x_btd, &[n, d])?;
-        if ctx.sink.want_ffn_inputs {
-            ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
-        }
+        ctx.note_ffn_input(self.layer, &x_nd)?;
         let s_nd = self.shared.apply(&x_nd, ctx.compute)?;
         let Some(routed) = &self.routed else {
             return Ok(ops::reshape(&s_nd, x_btd.shape())?);
