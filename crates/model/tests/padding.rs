@@ -227,6 +227,9 @@ fn check(name: &str, own: &Value) {
 
 #[test]
 fn every_attention_method_is_deaf_to_padding() {
+    for key in ounce_model::attention::method_keys() {
+        assert!(attentions().iter().any(|(_, own)| own.get(key).is_some()), "{key}");
+    }
     for (name, own) in attentions() {
         check(name, &own);
     }
