@@ -9,6 +9,7 @@ mod life;
 mod merging;
 #[cfg(target_os = "linux")]
 mod merging_limits;
+mod merging_resumed;
 mod methods;
 mod results;
 mod retrieval;

@@ -31,13 +31,14 @@
 //! (token, head) pairs and computes attention for those only; training and single tokens use the dense form, which is the
 //! reference.
 
+mod keys;
 mod norm_scores;
 #[cfg(test)]
 mod tests;
 
 use super::{Attention, Cost, FullAttention, Method};
 use crate::{
-    config::{Keys, ModelConfig, QkNorm, refuse},
+    config::ModelConfig,
     ctx::Ctx,
     error::Result,
     param::{Linear, Param},
@@ -46,7 +47,8 @@ use crate::{
 };
 use norm_scores::{norm_scores, norms};
 use ounce_tensor::{Compute, DType, Tensor, ops};
-use std::sync::Arc;
+
+pub(super) use keys::configure;
 
 /// How routed heads are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,101 +83,6 @@ pub struct MohConfig {
     pub straight_through_all: bool,
     /// Coefficient of the balance loss (training only).
     pub balance: f64,
-}
-
-/// Reads the key `moh`.
-pub(super) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Arc<dyn Method>> {
-    const KNOWN: &[&str] = &[
-        "router",
-        "shared_heads",
-        "active_routed_heads",
-        "scaling",
-        "straight_through",
-        "balance",
-    ];
-    let Some(map) = keys.object("moh", KNOWN)? else {
-        return keys.bad("moh", "must be an object");
-    };
-    let inner = Keys { file: keys.file, map };
-    let bad = |key: &str, rule: String, hint: &str| refuse(keys.file, &format!("moh.{key}"), rule, hint);
-    let heads = config.heads;
-    let router = match inner.text("router")? {
-        Some("query_norm") => Router::QueryNorm,
-        Some("two_stage") => Router::TwoStage,
-        other => {
-            return bad(
-                "router",
-                format!("knows \"query_norm\" and \"two_stage\", is {other:?}"),
-                "query_norm needs no weights of its own",
-            );
-        }
-    };
-    let counted = |key: &str| match inner.count(key, 0..=1 << 20)? {
-        Some(n) => Ok(n),
-        None => refuse(
-            keys.file,
-            &format!("moh.{key}"),
-            "is missing",
-            "a whole number of heads",
-        ),
-    };
-    let (shared, active) = (counted("shared_heads")?, counted("active_routed_heads")?);
-    if shared > heads {
-        return bad(
-            "shared_heads",
-            format!("must be at most num_attention_heads = {heads}, is {shared}"),
-            "shared heads are the first of all heads",
-        );
-    }
-    if active > heads - shared {
-        return bad(
-            "active_routed_heads",
-            format!("must be at most the {} routed heads, is {active}", heads - shared),
-            "routed heads are those that are not shared",
-        );
-    }
-    if active == 0 && shared < heads {
-        return bad(
-            "active_routed_heads",
-            format!("is 0, so that {} heads would never be used", heads - shared),
-            "share all heads, or let each token pick at least one",
-        );
-    }
-    if router == Router::QueryNorm && config.qk_norm != QkNorm::None {
-        return bad(
-            "router",
-            "\"query_norm\" needs queries whose norms differ, and this family normalises them".into(),
-            "use \"two_stage\"",
-        );
-    }
-    let balance = inner.number("balance")?.unwrap_or(0.01);
-    if balance < 0.0 {
-        return bad(
-            "balance",
-            format!("must not be negative, is {balance}"),
-            "0 turns it off",
-        );
-    }
-    Ok(Arc::new(MohConfig {
-        router,
-        shared_heads: shared,
-        active_routed_heads: active,
-        scaling: match inner.text("scaling")? {
-            None | Some("implemented") => Scaling::Implemented,
-            Some("paper") => Scaling::Paper,
-            Some(other) => {
-                return bad("scaling", format!("is \"{other}\""), "\"implemented\" or \"paper\"");
-            }
-        },
-        straight_through_all: match inner.text("straight_through")? {
-            None | Some("selected") => false,
-            Some("all") => true,
-            Some(other) => {
-                return bad("straight_through", format!("is \"{other}\""), "\"selected\" or \"all\"");
-            }
-        },
-        balance,
-    }))
 }
 
 impl Method for MohConfig {
@@ -403,12 +310,7 @@ impl Moh {
     /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers; padding takes no part.
     fn balance_loss(&self, scores: &Tensor, active: &[bool], ctx: &Ctx<'_>) -> Result<Tensor> {
         let (h, hs, hr) = (self.heads, self.config.shared_heads, scores.last_dim());
-        let real: Vec<usize> = (0..ctx.batch * ctx.len)
-            .filter(|i| {
-                let span = ctx.spans[i / ctx.len];
-                (span.kv_begin..span.kv_len).contains(&(span.q_start + i % ctx.len))
-            })
-            .collect();
+        let real = ctx.real_tokens().unwrap_or_else(|| (0..scores.rows()).collect());
         let mut share = vec![0f64; hr];
         for &t in &real {
             for (share, &on) in share.iter_mut().zip(&active[t * h + hs..(t + 1) * h]) {
@@ -439,9 +341,7 @@ impl Attention for Moh {
             let loss = self.balance_loss(scores, &gates.active, ctx)?;
             ctx.sink.side_losses.push(loss);
         }
-        if ctx.sink.want_head_gates {
-            ctx.sink.head_gates.push((self.layer, gates.all.detach()));
-        }
+        ctx.note_head_gates(self.layer, &gates.all)?;
         let trains = gates.all.needs_grad() || projected.q.needs_grad() || projected.v.needs_grad();
         let skips = !trains && ctx.len >= SKIP_FROM && gates.active.contains(&false);
         let out = self.base.attend(&projected, ctx, skips.then_some(&gates.active[..]))?;

@@ -1,11 +1,15 @@
-//! What a `config.json` says, normalised: one struct for all families, filled by `families` from their own keys.
+//! What a `config.json` says, normalised: one struct for all families. `families` says which keys each one has;
+//! `decoder`, `feed_forward` and `rope` read them.
 //!
 //! Every key of the file is either used, known to be harmless, or refused: a key that would silently change the function
 //! is never ignored.
 
+mod decoder;
 mod families;
+mod feed_forward;
 pub(crate) mod keys;
 mod recipe;
+mod rope;
 
 use crate::{
     attention::Method,

@@ -31,13 +31,16 @@
 //! factors and the tokens; only where a gradient reaches every norm (balance loss, `softmax_all`) is c computed again, in
 //! the backward walk. Decode is the same forward: no state but the cache of attention.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     Bill, FeedForward, FfnFamily, FfnMethod,
     moe::{Dispatch, balance_loss},
 };
 use crate::{
     config::{ModelConfig, keys::Keys, refuse},
-    ctx::{Ctx, Routing},
+    ctx::Ctx,
     error::Result,
     param::{Linear, Param},
     topk::top_k,
@@ -250,20 +253,12 @@ impl FeedForward for AoeFfn {
             Score::All => ops::take_last(&ops::softmax(&norms_ne)?, &chosen, k)?,
         };
         if trains && self.balance > 0.0 {
-            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, self.balance)?;
+            let real = ctx.real_tokens();
+            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, real.as_deref(), self.balance)?;
             ctx.sink.side_losses.push(loss);
         }
-        if ctx.sink.want_ffn_inputs {
-            ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
-        }
-        if ctx.sink.want_routing {
-            ctx.sink.routing.push(Routing {
-                layer: self.layer,
-                logits: norms_ne.detach(),
-                experts: chosen,
-                weights: weights_nk.to_f32(),
-            });
-        }
+        ctx.note_ffn_input(self.layer, &x_nd)?;
+        ctx.note_routing(self.layer, &norms_ne, &chosen, &weights_nk)?;
 
         let project = |x: &Tensor, map: fn(&Expert) -> &Linear| {
             let weights: Vec<&Tensor> = self.experts.iter().map(|e| &map(e).weight.tensor).collect();
@@ -323,7 +318,3 @@ impl FeedForward for AoeFfn {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "aoe_tests.rs"]
-mod tests;

@@ -14,12 +14,12 @@
 //!
 //! Balance loss (training): `coefficient · E · Σ_e f_e · P_e` per layer, `f_e` the number of selections of e per token
 //! (no gradient), `P_e` the mean router probability; the value is `coefficient · K` when perfectly even. Layers are
-//! averaged.
+//! averaged. Padding takes no part.
 
 use super::{Bill, DenseFfn, FeedForward};
 use crate::{
     config::{ModelConfig, MoeConfig, MoeNames},
-    ctx::{Ctx, Routing},
+    ctx::Ctx,
     error::Result,
     param::{Linear, Param},
     topk::top_k,
@@ -166,8 +166,19 @@ impl MoeFfn {
     }
 }
 
-/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`; see the module.
-pub(super) fn balance_loss(probabilities_ne: &Tensor, chosen: &[usize], coefficient: f64) -> Result<Tensor> {
+/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`, over the `real` tokens if
+/// some are padding; see the module.
+pub(super) fn balance_loss(
+    probabilities_ne: &Tensor,
+    chosen: &[usize],
+    real: Option<&[usize]>,
+    coefficient: f64,
+) -> Result<Tensor> {
+    if let Some(real) = real {
+        let k = chosen.len() / probabilities_ne.rows();
+        let chosen: Vec<usize> = real.iter().flat_map(|t| &chosen[t * k..(t + 1) * k]).copied().collect();
+        return balance_loss(&ops::gather_rows(probabilities_ne, real)?, &chosen, None, coefficient);
+    }
     let (n, e) = (probabilities_ne.rows(), probabilities_ne.last_dim());
     let mut counts = vec![0f64; e];
     for &i in chosen {
@@ -188,20 +199,11 @@ impl FeedForward for MoeFfn {
         let logits = self.router_logits(&x_nd)?;
         let (probabilities, chosen, weights_nk) = self.route(&logits)?;
         if self.balance > 0.0 && probabilities.needs_grad() {
-            let loss = balance_loss(&probabilities, &chosen, self.balance)?;
+            let loss = balance_loss(&probabilities, &chosen, ctx.real_tokens().as_deref(), self.balance)?;
             ctx.sink.side_losses.push(loss);
         }
-        if ctx.sink.want_ffn_inputs {
-            ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
-        }
-        if ctx.sink.want_routing {
-            ctx.sink.routing.push(Routing {
-                layer: self.layer,
-                logits: logits.detach(),
-                experts: chosen.clone(),
-                weights: weights_nk.to_f32(),
-            });
-        }
+        ctx.note_ffn_input(self.layer, &x_nd)?;
+        ctx.note_routing(self.layer, &logits, &chosen, &weights_nk)?;
         let dispatch = Dispatch::new(&chosen, self.top_k, &self.map, self.experts.len());
         let pairs = dispatch.tokens.len();
         let flat = ops::reshape(&weights_nk, &[n * self.top_k, 1])?;

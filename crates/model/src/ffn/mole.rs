@@ -29,6 +29,10 @@
 //!
 //! Training the lookup form is refused: the embedding would move and the table would not. Decode is the same forward.
 
+mod table;
+#[cfg(test)]
+mod tests;
+
 use super::{Bill, FeedForward, FfnFamily, FfnMethod};
 use crate::{
     config::{ModelConfig, keys::Keys, refuse},
@@ -37,17 +41,11 @@ use crate::{
     param::{Linear, Param},
     weights::Weights,
 };
-use ounce_formats::{Region, fsx};
 use ounce_tensor::{Compute, Tensor, ops};
-use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, sync::Arc};
+use table::check_record;
 
-/// Name of the table in a checkpoint.
-pub const TABLE: &str = "model.moe_table.weight";
-/// Name of the embedding in a checkpoint.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Key of [`TableRecord`] in a `config.json`.
-pub const RECORD: &str = "mole_table";
+pub use table::{EMBEDDING, RECORD, TABLE, TableRecord, sample_sum, sampled};
 
 /// The keys of `model_type` "mole" and "`mole_lut`" that belong to the method.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,20 +58,6 @@ pub struct MoleConfig {
     pub lookup: bool,
     /// `mole_table`, in the lookup form.
     pub record: Option<TableRecord>,
-}
-
-/// What a table was made from, as lower-case hexadecimal SHA-256 sums.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TableRecord {
-    /// Of names and bytes of embedding, expert norms and experts.
-    pub built_from: String,
-    /// Of the embedding's bytes.
-    pub embedding: String,
-    /// Of the bytes of the rows that [`sampled`] names.
-    pub sample: String,
-    /// Of all bytes of the table.
-    pub rows: String,
 }
 
 pub(crate) const FAMILY: FfnFamily = FfnFamily {
@@ -315,9 +299,7 @@ impl FeedForward for MoleFfn {
     fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let (n, d) = (x_btd.rows(), x_btd.last_dim());
         let x_nd = ops::reshape(x_btd, &[n, d])?;
-        if ctx.sink.want_ffn_inputs {
-            ctx.sink.ffn_inputs.push((self.layer, x_nd.detach()));
-        }
+        ctx.note_ffn_input(self.layer, &x_nd)?;
         let s_nd = self.shared.apply(&x_nd, ctx.compute)?;
         let Some(routed) = &self.routed else {
             return Ok(ops::reshape(&s_nd, x_btd.shape())?);
@@ -416,47 +398,3 @@ impl FeedForward for MoleFfn {
         }
     }
 }
-
-/// The rows of a table of `vocabulary` rows that [`TableRecord::sample`] covers: at most 64, spread evenly, the last row
-/// included.
-pub fn sampled(vocabulary: usize) -> Vec<usize> {
-    let count = vocabulary.min(64);
-    (1..=count).map(|i| i * vocabulary / count - 1).collect()
-}
-
-/// The sum of the rows of a table that [`sampled`] names.
-pub fn sample_sum(table: &Region) -> String {
-    let rows = table.shape.first().copied().unwrap_or(0);
-    let row = table.bytes().len() / rows.max(1);
-    let named = sampled(rows).into_iter();
-    let sample: Vec<u8> = named
-        .flat_map(|v| table.bytes()[v * row..(v + 1) * row].iter().copied())
-        .collect();
-    fsx::sha256_bytes(&sample)
-}
-
-/// Compares what the files hold with what the builder noted.
-fn check_record(record: &TableRecord, weights: &dyn Weights) -> Result<()> {
-    let (Some(embedding), Some(table)) = (weights.stored(EMBEDDING)?, weights.stored(TABLE)?) else {
-        return Ok(());
-    };
-    let refuse = |region: &Region, rule: &str| {
-        Err(ModelError::Weight {
-            file: region.path.display().to_string(),
-            tensor: region.name.clone(),
-            rule: format!("{rule}, by key \"{RECORD}\" of config.json"),
-            hint: "build the table again from the trained model: `ounce convert MODEL --to mole-lut`".into(),
-        })
-    };
-    if fsx::sha256_bytes(embedding.bytes()) != record.embedding {
-        return refuse(&embedding, "is not the one the table was built from");
-    }
-    if sample_sum(&table) != record.sample {
-        return refuse(&table, "is not the table that was built for this model");
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-#[path = "mole_tests.rs"]
-mod tests;

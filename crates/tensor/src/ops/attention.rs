@@ -124,6 +124,48 @@ pub fn alibi_attention(
     biased(q, keys, values, spans, config, Some(slopes.to_vec()))
 }
 
+/// The dimensions of `q [B,T,Hq,hd]` and the number of key heads, if keys, values and spans fit.
+fn fitting(
+    op: &'static str,
+    q: &Tensor,
+    keys: KeyValue<'_>,
+    values: KeyValue<'_>,
+    spans: &[RowSpan],
+) -> Result<([usize; 4], usize)> {
+    let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
+        return shape(op, "queries are [B, T, H, hd]", &q.shape);
+    };
+    let kv_heads = keys.heads();
+    if kv_heads == 0 || q_heads % kv_heads != 0 || values.heads() != kv_heads || spans.len() != batch {
+        return shape(
+            op,
+            "query heads are a multiple of key heads; one span per row",
+            (&q.shape, kv_heads, values.heads(), spans.len()),
+        );
+    }
+    for t in tensors(keys, values) {
+        let fits = t.shape.len() == 4 && t.shape[0] == batch && t.shape[3] == head_dim;
+        if !fits || spans.iter().any(|s| s.kv_len > t.shape[1]) {
+            return shape(
+                op,
+                "keys and values are [B, S, H, hd] and spans stay inside S",
+                (&q.shape, &t.shape),
+            );
+        }
+    }
+    Ok(([batch, q_len, q_heads, head_dim], kv_heads))
+}
+
+/// Those of keys and values that are tensors.
+fn tensors<'a>(keys: KeyValue<'a>, values: KeyValue<'a>) -> impl Iterator<Item = &'a Tensor> {
+    let tensor = |side| if let KeyValue::Tensor(t) = side { Some(t) } else { None };
+    [keys, values].into_iter().filter_map(tensor)
+}
+
+fn needs_grad(q: &Tensor, keys: KeyValue<'_>, values: KeyValue<'_>) -> bool {
+    q.needs_grad() || tensors(keys, values).any(Tensor::needs_grad)
+}
+
 fn biased(
     q: &Tensor,
     keys: KeyValue<'_>,
@@ -133,29 +175,7 @@ fn biased(
     slopes: Option<Vec<f32>>,
 ) -> Result<Tensor> {
     const OP: &str = "attention";
-    let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
-        return shape(OP, "queries are [B, T, H, hd]", &q.shape);
-    };
-    let kv_heads = keys.heads();
-    if kv_heads == 0 || q_heads % kv_heads != 0 || values.heads() != kv_heads || spans.len() != batch {
-        return shape(
-            OP,
-            "query heads are a multiple of key heads; one span per row",
-            (&q.shape, kv_heads, spans.len()),
-        );
-    }
-    for side in [keys, values] {
-        if let KeyValue::Tensor(t) = side {
-            let fits = t.shape.len() == 4 && t.shape[0] == batch && t.shape[3] == head_dim;
-            if !fits || spans.iter().any(|s| s.kv_len > t.shape[1]) {
-                return shape(
-                    OP,
-                    "keys and values are [B, S, H, hd] and spans stay inside S",
-                    (&q.shape, &t.shape),
-                );
-            }
-        }
-    }
+    let ([batch, q_len, q_heads, head_dim], kv_heads) = fitting(OP, q, keys, values, spans)?;
     let attention_shape = AttentionShape {
         batch,
         q_len,
@@ -168,14 +188,7 @@ fn biased(
         slopes,
     };
     let spans = Spans::new(spans);
-    let inputs: Vec<&Tensor> = std::iter::once(q)
-        .chain(
-            [keys, values]
-                .into_iter()
-                .filter_map(|s| if let KeyValue::Tensor(t) = s { Some(t) } else { None }),
-        )
-        .collect();
-    let needs = inputs.iter().any(|t| t.needs_grad());
+    let needs = needs_grad(q, keys, values);
     let (out, lse): (Tensor, Option<Tensor>) = real!(OP, q, T => {
         let mut out = T::buffer(q.numel());
         let mut lse = needs.then(|| T::buffer(batch * q_heads * q_len));
@@ -229,32 +242,11 @@ pub fn attention_of(
     active: &[bool],
 ) -> Result<Tensor> {
     const OP: &str = "attention_of";
-    let [batch, q_len, q_heads, head_dim] = q.shape[..] else {
-        return shape(OP, "queries are [B, T, H, hd]", &q.shape);
-    };
-    let kv_heads = keys.heads();
-    let fits = kv_heads > 0 && q_heads % kv_heads == 0 && values.heads() == kv_heads && spans.len() == batch;
-    if !fits || active.len() != batch * q_len * q_heads {
-        return shape(
-            OP,
-            "query heads are a multiple of key heads, one span per row, one flag per token and head",
-            (&q.shape, kv_heads, values.heads(), spans.len(), active.len()),
-        );
+    let ([batch, q_len, q_heads, head_dim], kv_heads) = fitting(OP, q, keys, values, spans)?;
+    if active.len() != batch * q_len * q_heads {
+        return shape(OP, "one flag per token and head", (&q.shape, active.len()));
     }
-    let mut inputs = vec![q];
-    for side in [keys, values] {
-        let KeyValue::Tensor(t) = side else { continue };
-        inputs.push(t);
-        let fits = t.shape.len() == 4 && t.shape[0] == batch && t.shape[3] == head_dim;
-        if !fits || spans.iter().any(|s| s.kv_len > t.shape[1]) {
-            return shape(
-                OP,
-                "keys and values are [B, S, H, hd] and spans stay inside S",
-                (&q.shape, &t.shape),
-            );
-        }
-    }
-    if inputs.iter().any(|t| t.needs_grad()) {
+    if needs_grad(q, keys, values) {
         return Err(TensorError::Dtype {
             op: OP,
             rule: "skipping heads is for inference",

@@ -1,7 +1,7 @@
 //! The grouped product of experts whose weights lie in one tensor, for a result that is at hand already.
 
 use super::{
-    linear::{data_of, rows_of, transposed},
+    linear::{data_of, group_inputs, rows_of, transposed},
     narrow_rows, real,
 };
 use crate::{
@@ -51,16 +51,8 @@ pub fn known_grouped_linear(x: &Tensor, w: &Tensor, offsets: &[usize], y: &Tenso
             let mut dx = needs[0].then(|| T::buffer(rows * k));
             let mut dw = needs[1].then(|| T::buffer(groups * n * k));
             let mut problems = Vec::with_capacity(2 * groups);
-            let mut rest = dx.as_deref_mut().unwrap_or(&mut []);
-            for (e, w) in slices.iter().enumerate().filter(|_| needs[0]) {
-                let (from, to) = (offsets[e], offsets[e + 1]);
-                let (c, after) = rest.split_at_mut((to - from) * k);
-                rest = after;
-                if to > from {
-                    let a = rows_of(data_of(&ds[from * n..to * n]), n);
-                    let b = rows_of(w.data(OP)?, k);
-                    problems.push(Gemm { m: to - from, n: k, k: n, a, b, c, ldc: k, accumulate: false });
-                }
+            if let Some(dx) = &mut dx {
+                group_inputs(OP, &slices, &offsets, (ds, n), (dx, k), &mut problems)?;
             }
             for (e, c) in dw.iter_mut().flat_map(|dw| dw.chunks_exact_mut((n * k).max(1))).enumerate() {
                 let (from, to) = (offsets[e], offsets[e + 1]);

@@ -181,17 +181,7 @@ pub fn grouped_linear(x: &Tensor, weights: &[&Tensor], offsets: &[usize], comput
             if needs[0] {
                 let mut dx = T::buffer(rows * k);
                 let mut problems = Vec::with_capacity(kept_w.len());
-                let mut rest = &mut dx[..];
-                for (e, w) in kept_w.iter().enumerate() {
-                    let (from, to) = (offsets[e], offsets[e + 1]);
-                    let (c, after) = rest.split_at_mut((to - from) * k);
-                    rest = after;
-                    if to > from {
-                        let a = rows_of(data_of(&ds[from * n..to * n]), n);
-                        let b = rows_of(w.data(OP)?, k);
-                        problems.push(Gemm { m: to - from, n: k, k: n, a, b, c, ldc: k, accumulate: false });
-                    }
-                }
+                group_inputs(OP, &kept_w, &offsets, (ds, n), (&mut dx, k), &mut problems)?;
                 gemm(&mut problems, compute);
                 drop(problems);
                 all[0] = Some(Tensor::owned(dx, &[rows, k]));
@@ -214,6 +204,39 @@ pub fn grouped_linear(x: &Tensor, weights: &[&Tensor], offsets: &[usize], comput
         })?;
         Ok(all)
     }))
+}
+
+/// For each group with rows, the product that makes its rows of `dx [R, k]` from those of `dy [R, n]` and its weight
+/// `[n, k]`.
+pub(super) fn group_inputs<'a, T: Real>(
+    op: &'static str,
+    weights: &'a [Tensor],
+    offsets: &[usize],
+    (dy, n): (&'a [T], usize),
+    (dx, k): (&'a mut [T], usize),
+    problems: &mut Vec<Gemm<'a, T>>,
+) -> Result<()> {
+    let mut rest = dx;
+    for (w, group) in weights.iter().zip(offsets.windows(2)) {
+        let (from, to) = (group[0], group[1]);
+        let (c, after) = rest.split_at_mut((to - from) * k);
+        rest = after;
+        if to > from {
+            let a = rows_of(data_of(&dy[from * n..to * n]), n);
+            let b = rows_of(w.data(op)?, k);
+            problems.push(Gemm {
+                m: to - from,
+                n: k,
+                k: n,
+                a,
+                b,
+                c,
+                ldc: k,
+                accumulate: false,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A slice of real numbers as kernel operand.

@@ -10,7 +10,6 @@ use ounce_tensor::{DType, Gradients, gradcheck};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-#[path = "aoe_properties.rs"]
 mod properties;
 
 const D: usize = 5;
@@ -112,7 +111,7 @@ fn reference(layer: &AoeFfn, x: &Tensor) -> (Tensor, Tensor) {
             y_t.unwrap()
         })
         .collect();
-    let balance = balance_loss(&s, &chosen, layer.balance).unwrap();
+    let balance = balance_loss(&s, &chosen, None, layer.balance).unwrap();
     (ops::concat_rows(&rows.iter().collect::<Vec<_>>()).unwrap(), balance)
 }
 
