@@ -238,7 +238,8 @@ fn conversions() -> String {
 
 /// `ounce eval`.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["text", "suite"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["text", "suite", "passkey"])))]
+#[command(group(clap::ArgGroup::new("counted").multiple(true).args(["suite", "passkey"])))]
 #[command(after_help = "Example:\n  ounce eval models/demo --text models/texts/evaluation.txt")]
 pub(crate) struct Eval {
     /// Checkpoint folder
@@ -256,9 +257,21 @@ pub(crate) struct Eval {
     /// File of the suite; else it is looked for below the data folder
     #[arg(long, value_name = "FILE", requires = "suite")]
     pub(crate) file: Option<PathBuf>,
-    /// Use this many items of the suite, spread evenly
-    #[arg(long, value_name = "N", requires = "suite")]
+    /// Use this many items of the suite, spread evenly; or so many keys (100 if left out)
+    #[arg(long, value_name = "N", requires = "counted")]
     pub(crate) items: Option<usize>,
+    /// Find keys hidden in so many tokens (those of `ounce data passkey`, held out)
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) passkey: Option<usize>,
+    /// Digits of a key
+    #[arg(long, default_value_t = 5, value_name = "N", requires = "passkey")]
+    pub(crate) digits: usize,
+    /// What keys are hidden in: stories, or sentences (four of them, over and over)
+    #[arg(long, default_value = "stories", value_name = "NAME", requires = "passkey")]
+    pub(crate) haystack: ounce_data::passkey::Haystack,
+    /// Seed of the keys
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "passkey")]
+    pub(crate) seed: u64,
     /// The data folder; else the environment variable OUNCE_DATA
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
@@ -369,6 +382,12 @@ pub(crate) enum DataWhat {
         /// Digits of a key
         #[arg(long, default_value_t = 1, value_name = "N")]
         digits: usize,
+        /// What the key is hidden in: stories, or sentences (four of them, over and over)
+        #[arg(long, default_value = "stories", value_name = "NAME")]
+        haystack: ounce_data::passkey::Haystack,
+        /// Hide the key 1 to N times (once in held-out items): copies teach reading, which finding builds on
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        copies: usize,
         /// Seed
         #[arg(long, default_value_t = 0, value_name = "N")]
         seed: u64,

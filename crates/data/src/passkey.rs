@@ -6,15 +6,24 @@
 //! token, which opens the next chunk and predicts the answer, is the first that sees what was retrieved. Items are bytes; with a tokenizer of 257 tokens (no merges) a byte is a token, an item with its end-of-text token is exactly one
 //! window, and aligned training windows are whole items.
 //!
-//! Symbols: L tokens of an item, S tokens of a chunk, n digits of a key. The item is text, the needle somewhere in it, the
-//! question, the key again, filler to L - 1 bytes. Text is the toy stories: haystack and needle share an alphabet.
+//! A model that can neither find nor read has no use for either: with many copies of the key reading is learned first, as any
+//! chunk will do, and the few copies of other items then teach finding. [`Passkey::copies`] mixes both.
+//!
+//! Symbols: L tokens of an item, S tokens of a chunk, n digits of a key, c most copies. The item is text, the needle somewhere in it, the
+//! question, the key again, filler to L - 1 bytes. Text is the toy stories, whose alphabet the needle shares, or the four
+//! sentences over and over that passkeys were first hidden in ("Landmark Attention", Mohtashami and Jaggi, NeurIPS 2023,
+//! arXiv 2305.16300): those cost a small model next to nothing to learn, so that the answer soon is most of its loss.
 
 use crate::{
     error::{DataError, Result, io, write_whole},
     rng::Philox,
     toy::Toy,
 };
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 /// Asks for the key; the next byte is its first digit.
 const QUESTION: &str = "\nThe passkey is ";
@@ -25,8 +34,32 @@ const STREAM: u64 = 0x7061_7373_0000;
 /// Bytes of stories that haystacks are cut from.
 const POOL: usize = 1 << 20;
 
+/// What [`Haystack::Sentences`] repeats.
+const SENTENCES: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
+
+/// What a key is hidden in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Haystack {
+    /// The toy stories.
+    #[default]
+    Stories,
+    /// Four sentences over and over, from anywhere in them.
+    Sentences,
+}
+
+impl Haystack {
+    /// Text that items of `length` are cut from.
+    fn pool(self, seed: u64, length: usize, held_out: bool) -> String {
+        match self {
+            Self::Stories => Toy::Text.generate(seed, POOL.max(2 * length), held_out),
+            Self::Sentences => SENTENCES.repeat(length / SENTENCES.len() + 2),
+        }
+    }
+}
+
 /// What an item looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Passkey {
     /// L, tokens of an item with its end-of-text token.
     pub length: usize,
@@ -34,6 +67,34 @@ pub struct Passkey {
     pub chunk: usize,
     /// n, digits of a key.
     pub digits: usize,
+    /// What the key is hidden in.
+    pub haystack: Haystack,
+    /// c: the key stands 1 to c times in the haystack of a training item (fewer where there is no room), once in that of a
+    /// held-out one.
+    pub copies: usize,
+}
+
+impl FromStr for Haystack {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "stories" => Ok(Self::Stories),
+            "sentences" => Ok(Self::Sentences),
+            _ => Err("is stories or sentences".into()),
+        }
+    }
+}
+
+/// A key in its haystack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// ASCII text of L - 1 bytes: haystack with needle, question, key, filler.
+    pub text: String,
+    /// Where the key's first digit stands in the haystack, the first time.
+    pub key: usize,
+    /// Where the answer's first digit stands: what is before it is the prompt.
+    pub answer: usize,
 }
 
 impl Passkey {
@@ -49,13 +110,19 @@ impl Passkey {
     /// # Errors
     /// If a size is 0, or an item has no room for a needle two chunks before its end.
     pub fn check(&self) -> Result<()> {
-        if self.chunk == 0 || self.digits == 0 || self.digits > 64 || self.length > 1 << 24 {
+        let Self {
+            length,
+            chunk,
+            digits,
+            copies,
+            ..
+        } = *self;
+        if chunk == 0 || digits == 0 || digits > 64 || length > 1 << 24 || copies == 0 {
             return Err(DataError::Setting {
                 rule: format!(
-                    "chunks of {} tokens, keys of {} digits, items of {} tokens",
-                    self.chunk, self.digits, self.length
+                    "chunks of {chunk} tokens, keys of {digits} digits {copies} times, items of {length} tokens"
                 ),
-                hint: "a chunk has at least 1 token, a key 1 to 64 digits, an item at most 2^24 tokens",
+                hint: "a chunk has at least 1 token, a key 1 to 64 digits and 1 copy, an item at most 2^24 tokens",
             });
         }
         if self.length < self.digits + 2 || self.answer() < 2 * self.chunk + self.needle() + 1 {
@@ -70,8 +137,8 @@ impl Passkey {
         Ok(())
     }
 
-    /// Item `item`: its text of L - 1 bytes, and where the key's first digit stands in the haystack.
-    fn make(&self, rng: Philox, item: u64, pool: &[u8]) -> (String, usize) {
+    /// Item number `item`.
+    fn make(&self, rng: Philox, item: u64, pool: &[u8], copies: usize) -> Item {
         let mut roll = 0;
         let mut below = |n: usize| {
             roll += 1;
@@ -82,25 +149,35 @@ impl Passkey {
         let start = below(pool.len() - size);
         let mut text = pool[start..start + size].to_vec();
         let needle = format!("{QUESTION}{key}.\n");
-        // Two whole chunks lie between the needle's end and the boundary.
-        let at = below(answer - 2 * self.chunk - needle.len());
-        text[at..at + needle.len()].copy_from_slice(needle.as_bytes());
+        // Two whole chunks lie between the last needle's end and the boundary.
+        let room = answer - 2 * self.chunk;
+        let copies = 1 + below(copies.min((room - 1) / needle.len()));
+        let mut gaps: Vec<usize> = (0..copies).map(|_| below(room - copies * needle.len())).collect();
+        gaps.sort_unstable();
+        let places: Vec<usize> = gaps.iter().enumerate().map(|(i, gap)| gap + i * needle.len()).collect();
+        for &at in &places {
+            text[at..at + needle.len()].copy_from_slice(needle.as_bytes());
+        }
         text[answer - QUESTION.len()..answer].copy_from_slice(QUESTION.as_bytes());
         text[answer..answer + self.digits].copy_from_slice(key.as_bytes());
         let text = String::from_utf8(text).expect("invariant: stories are ASCII");
-        (text, at + QUESTION.len())
+        Item {
+            text,
+            key: places[0] + QUESTION.len(),
+            answer,
+        }
     }
 
     /// `items` items, one after the other. `held_out` draws from other streams.
     ///
     /// # Errors
     /// As [`Passkey::check`].
-    pub fn generate(&self, seed: u64, items: usize, held_out: bool) -> Result<Vec<String>> {
+    pub fn generate(&self, seed: u64, items: usize, held_out: bool) -> Result<impl Iterator<Item = Item> + use<>> {
         self.check()?;
-        let pool = Toy::Text.generate(seed, POOL.max(2 * self.length), held_out);
+        let pool = self.haystack.pool(seed, self.length, held_out);
         let rng = Philox::new(seed, STREAM + u64::from(held_out));
-        let make = |item| self.make(rng, item as u64, pool.as_bytes()).0;
-        Ok((0..items).map(make).collect())
+        let (sizes, copies) = (*self, if held_out { 1 } else { self.copies });
+        Ok((0..items).map(move |item| sizes.make(rng, item as u64, pool.as_bytes(), copies)))
     }
 }
 
@@ -134,8 +211,8 @@ pub fn write_passkeys(dir: &Path, seed: u64, bytes: usize, passkey: Passkey) -> 
     .map(|(name, items, held_out)| {
         let path = dir.join(name);
         let mut lines = String::new();
-        for text in passkey.generate(seed, items, held_out)? {
-            lines.push_str(&serde_json::json!({ "text": text }).to_string());
+        for item in passkey.generate(seed, items, held_out)? {
+            lines.push_str(&serde_json::json!({ "text": item.text }).to_string());
             lines.push('\n');
         }
         write_whole(&path, lines.as_bytes())?;
@@ -155,20 +232,23 @@ mod tests {
         #[test]
         fn the_key_stands_twice_and_the_question_ends_in_the_chunk_of_the_answer(
             chunk in 8usize..70, chunks in 5usize..20, extra in 0usize..64, digits in 1usize..6, seed in 0u64..9,
+            sentences: bool, copies in 1usize..5,
         ) {
-            let passkey = Passkey { length: chunk * chunks + extra, chunk, digits };
+            let haystack = if sentences { Haystack::Sentences } else { Haystack::Stories };
+            let passkey = Passkey { length: chunk * chunks + extra, chunk, digits, haystack, copies };
             prop_assume!(passkey.check().is_ok());
-            for text in passkey.generate(seed, 3, false).unwrap() {
+            for Item { text, key: at, answer } in passkey.generate(seed, 3, false).unwrap() {
                 prop_assert_eq!(text.len(), passkey.length - 1);
-                let answer = passkey.answer();
+                prop_assert_eq!(answer, passkey.answer());
                 prop_assert!((answer - 1).is_multiple_of(chunk));
                 prop_assert!(text[..answer].ends_with(QUESTION));
                 let key = &text[answer..answer + digits];
                 let needle = format!("{QUESTION}{key}.\n");
-                let at = text.find(&needle).unwrap();
-                prop_assert!(at + needle.len() + 2 * chunk < answer);
+                let found: Vec<usize> = text.match_indices(&needle).map(|(at, _)| at).collect();
+                prop_assert_eq!(found[0] + QUESTION.len(), at);
+                prop_assert!(found.len() <= copies && found[found.len() - 1] + needle.len() + 2 * chunk < answer);
                 // Nobody else says so.
-                prop_assert_eq!(text.matches(QUESTION).count(), 2);
+                prop_assert_eq!(text.matches(QUESTION).count(), found.len() + 1);
             }
         }
     }
@@ -179,16 +259,41 @@ mod tests {
             length: 1024,
             chunk: 64,
             digits: 1,
+            haystack: Haystack::Stories,
+            copies: 1,
         };
-        let items = passkey.generate(1, 500, false).unwrap();
+        let items: Vec<Item> = passkey.generate(1, 500, false).unwrap().collect();
         let mut keys = [0; 10];
         let mut depths = [0; 4];
-        for text in &items {
-            keys[usize::from(text.as_bytes()[passkey.answer()] - b'0')] += 1;
-            depths[text.find(QUESTION).unwrap() * 4 / 815] += 1;
+        for item in &items {
+            keys[usize::from(item.text.as_bytes()[item.answer] - b'0')] += 1;
+            depths[item.text.find(QUESTION).unwrap() * 4 / 815] += 1;
         }
         assert!(keys.iter().all(|&n| (25..=80).contains(&n)), "{keys:?}");
         assert!(depths.iter().all(|&n| (80..=170).contains(&n)), "{depths:?}");
+    }
+
+    #[test]
+    fn training_items_hold_one_to_all_copies_and_held_out_ones_one() {
+        let passkey = Passkey {
+            length: 512,
+            chunk: 32,
+            digits: 3,
+            haystack: Haystack::Sentences,
+            copies: 4,
+        };
+        let copies = |held_out| -> Vec<usize> {
+            let items = passkey.generate(2, 400, held_out).unwrap();
+            let mut counts = vec![0; 5];
+            items.for_each(|item| counts[item.text.matches(QUESTION).count() - 1] += 1);
+            counts
+        };
+        let (training, held_out) = (copies(false), copies(true));
+        assert!(
+            training[0] == 0 && training[1..].iter().all(|&n| (70..=130).contains(&n)),
+            "{training:?}"
+        );
+        assert_eq!(held_out, [0, 400, 0, 0, 0]);
     }
 
     #[test]
@@ -197,8 +302,10 @@ mod tests {
             length: 512,
             chunk: 32,
             digits: 2,
+            haystack: Haystack::Stories,
+            copies: 1,
         };
-        let make = |seed, held_out| passkey.generate(seed, 4, held_out).unwrap();
+        let make = |seed, held_out| -> Vec<Item> { passkey.generate(seed, 4, held_out).unwrap().collect() };
         assert_eq!(make(1, false), make(1, false));
         assert_ne!(make(1, false), make(2, false));
         assert_ne!(make(1, false), make(1, true));
@@ -210,16 +317,19 @@ mod tests {
             length: 512,
             chunk: 64,
             digits: 1,
+            haystack: Haystack::Sentences,
+            copies: 1,
         };
         assert!(good.check().is_ok());
         for (bad, rule) in [
             (Passkey { chunk: 0, ..good }, "chunks of 0"),
             (Passkey { digits: 0, ..good }, "keys of 0"),
+            (Passkey { copies: 0, ..good }, "0 times"),
             (Passkey { digits: 65, ..good }, "keys of 65"),
             (Passkey { length: 130, ..good }, "too short"),
             (Passkey { chunk: 300, ..good }, "too short"),
         ] {
-            let error = bad.generate(0, 1, false).unwrap_err().to_string();
+            let error = bad.generate(0, 1, false).err().unwrap().to_string();
             assert!(error.contains(rule), "{error}");
         }
     }
@@ -231,6 +341,8 @@ mod tests {
             length: 256,
             chunk: 32,
             digits: 1,
+            haystack: Haystack::Stories,
+            copies: 1,
         };
         let files = write_passkeys(dir.path(), 0, 2000, passkey).unwrap();
         let read = crate::read_documents(&files[..1], "text").unwrap();

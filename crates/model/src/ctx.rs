@@ -16,6 +16,9 @@ pub struct Ctx<'a> {
     pub inserted: Option<Tensor>,
     /// Set in training: methods that explore draw from here.
     pub noise: Option<Noise>,
+    /// Only so many last tokens' outputs are wanted; `None`: all. A plan that need not compute the others returns fewer rows,
+    /// with the wanted ones at the end; what it leaves in the cache is the same to all later tokens.
+    pub wanted: Option<usize>,
     /// Rows of the batch.
     pub batch: usize,
     /// Tokens per row in this call.
@@ -147,6 +150,8 @@ pub struct Retrieved {
     pub chunks: Vec<Option<usize>>,
     /// Their weights `[chunks, B, k]`.
     pub weights: Vec<f32>,
+    /// B·k: the entries of one finished chunk. Where not all outputs are wanted, the first chunks of a call may be missing.
+    pub per_chunk: usize,
 }
 
 /// What a router decided.

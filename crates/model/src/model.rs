@@ -223,6 +223,7 @@ impl Model {
             embeddings: None,
             inserted: None,
             noise: None,
+            wanted: None,
             batch,
             len,
             spans,
@@ -244,7 +245,8 @@ impl Model {
         Ok(ops::embedding(&self.embedding.tensor, &ids, &[ctx.batch, ctx.len])?)
     }
 
-    /// Normalised hidden states `[B,T,D]` before the head.
+    /// Normalised hidden states `[B,T,D]` before the head; those of the last tokens only where [`Ctx::wanted`] says so and
+    /// the plan can.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
@@ -290,8 +292,9 @@ impl Model {
     /// If an id is outside the vocabulary or the cache refuses.
     pub fn next_logits(&self, input: Batch<'_>, cache: &mut dyn Cache) -> Result<Tensor> {
         let mut ctx = self.context(input, Some(cache))?;
+        ctx.wanted = Some(1);
         let hidden = self.hidden(&mut ctx)?;
-        let (b, t, d) = (ctx.batch, ctx.len, hidden.last_dim());
+        let (b, t, d) = (ctx.batch, hidden.dim(1), hidden.last_dim());
         let last: Vec<usize> = (0..b).map(|row| row * t + t - 1).collect();
         let last = ops::gather_rows(&ops::reshape(&hidden, &[b * t, d])?, &last)?;
         self.logits(&last, input.compute)

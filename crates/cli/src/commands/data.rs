@@ -15,10 +15,17 @@ pub(super) fn run(args: &Data, global: &Global) -> Outcome {
             length,
             chunk,
             digits,
+            haystack,
+            copies,
             seed,
         } => {
-            let (length, chunk, digits) = (*length, *chunk, *digits);
-            let passkey = ounce_data::passkey::Passkey { length, chunk, digits };
+            let passkey = ounce_data::passkey::Passkey {
+                length: *length,
+                chunk: *chunk,
+                digits: *digits,
+                haystack: *haystack,
+                copies: *copies,
+            };
             ounce_data::passkey::write_passkeys(out, *seed, *bytes, passkey)?
         }
         DataWhat::Length { out, bytes, seed } => ounce_data::length::write_lengths(out, *seed, *bytes)?,

@@ -6,10 +6,10 @@ use crate::{
     output,
     progress::{bar, note},
 };
-use ounce_data::DataDir;
+use ounce_data::{DataDir, passkey::Passkey};
 use ounce_eval::{
-    Encoder, MAX_WINDOW, MisalignmentOptions, Perplexity, ScoreOptions, Suite, choice_report, misalignment,
-    perplexity_of_text, suites::spread,
+    Encoder, MAX_WINDOW, MisalignmentOptions, Perplexity, ScoreOptions, Suite, choice_report, find_passkeys,
+    misalignment, perplexity_of_text, suites::spread,
 };
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table};
@@ -18,6 +18,12 @@ use serde_json::json;
 
 /// Pairs of contexts that are compared for `--misalignment`.
 const COMPARISONS: usize = 128;
+
+/// Keys that are looked for with `--passkey`.
+const KEYS: usize = 100;
+
+/// Tokens after which questions are aligned for models that have no chunks of their own.
+const CHUNK: usize = 64;
 
 pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
     let how = ModelOptions {
@@ -92,6 +98,27 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
             Some((suite, choice_report(&model, &items, encoder, &options, &mut show)?))
         }
     };
+    let passkeys = match args.passkey {
+        None => None,
+        Some(length) => {
+            let passkey = Passkey {
+                length,
+                chunk: model.config.chunk().unwrap_or(CHUNK),
+                digits: args.digits,
+                haystack: args.haystack,
+                copies: 1,
+            };
+            let items = args.items.unwrap_or(KEYS);
+            Some(find_passkeys(
+                &model,
+                passkey,
+                (args.seed, items),
+                options.compute,
+                &plain,
+                &mut show,
+            )?)
+        }
+    };
     progress.finish_and_clear();
 
     if global.json {
@@ -115,6 +142,9 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
         }
         if let Some((suite, report)) = &suite {
             value[suite.name()] = serde_json::to_value(report).unwrap_or_default();
+        }
+        if let Some(report) = &passkeys {
+            value["passkey"] = serde_json::to_value(report).unwrap_or_default();
         }
         return output::json(&value);
     }
@@ -174,6 +204,9 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
                 a.accuracy, a.items
             ))?;
         }
+    }
+    if let Some(report) = &passkeys {
+        output::line(&report.in_words())?;
     }
     Ok(())
 }

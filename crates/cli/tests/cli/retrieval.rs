@@ -78,6 +78,18 @@ fn the_shipped_recipe_trains_and_its_model_decodes() {
         "--json",
     ]);
     assert_eq!(made["ids"].as_array().unwrap().len(), 115);
+    let asked = ["--passkey", "400", "--digits", "2", "--items", "3"];
+    let eval = [&["eval", model][..], &asked, &["--json"]].concat();
+    let found = &json(&eval)["passkey"];
+    assert_eq!(
+        (&found["keys"]["items"], &found["passkey"]["chunk"]),
+        (&json!(3), &json!(16))
+    );
+    assert!(found["retrieval"]["found"]["accuracy"].is_number());
+    assert!(stdout(&[&["eval", model][..], &asked].concat()).contains("chunk with the key retrieved"));
+    let (code, said) = refused(&["eval", model, "--passkey", "50"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("too short for chunks of 16"), "{said}");
     let found = json(&["inspect", model, "--json"]);
     assert_eq!(found["family"], "drt");
     assert_eq!(found["attention_flops_per_position"], 0);
@@ -88,6 +100,21 @@ fn the_shipped_recipe_trains_and_its_model_decodes() {
         seen.contains("whatever the length") && seen.contains("scoring landmarks"),
         "{seen}"
     );
+}
+
+/// The model in the repository finds keys of five digits at many times the length it was trained on.
+#[test]
+fn the_shipped_model_finds_keys() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/passkey");
+    for hay in ["stories", "sentences"] {
+        let args = ["--passkey", "8192", "--items", "20", "--haystack", hay, "--json"];
+        let found = &json(&[&["eval", text(&model)][..], &args].concat())["passkey"];
+        assert!(found["keys"]["correct"].as_u64().unwrap() >= 19, "{hay}: {found}");
+        assert!(
+            found["retrieval"]["found"]["accuracy"].as_f64().unwrap() >= 0.95,
+            "{hay}: {found}"
+        );
+    }
 }
 
 /// Noise and all: the run that was stopped at step 3 ends in the same bytes.
@@ -126,6 +153,12 @@ fn bad_values_are_refused_with_key_rule_and_hint() {
         ("chunk_id", json!(112), "below vocab_size", "landmark"),
         ("chunk_memory", json!("disk"), "\"f32\" or \"f16\"", "absent"),
         (
+            "chunk_retriever",
+            json!("best"),
+            "\"learned\" or \"random\"",
+            "comparison",
+        ),
+        (
             "moh",
             json!({"router": "query_norm"}),
             "attention of its own",
@@ -142,4 +175,7 @@ fn bad_values_are_refused_with_key_rule_and_hint() {
     let (code, said) = refused(&["data", "passkey", "--out", text(dir.path()), "--length", "100"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("too short for chunks of 64"), "{said}");
+    let (code, said) = refused(&["data", "passkey", "--out", text(dir.path()), "--haystack", "straw"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("stories or sentences"), "{said}");
 }

@@ -26,7 +26,7 @@ fn bf16_product(n: usize) -> Result<impl FnMut() -> Result<()>> {
     let values =
         |seed| -> Result<Vec<bf16>> { Ok(matrix(n, n, seed)?.to_f32().into_iter().map(bf16::from_f32).collect()) };
     let (x, w) = (values(1)?, values(2)?);
-    let mut y = vec![0.0; n * n];
+    let mut y = vec![0.0f32; n * n];
     Ok(move || {
         let a = Mat {
             data: Data::Bf16(&x),

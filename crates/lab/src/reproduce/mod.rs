@@ -11,6 +11,7 @@
 mod aoe;
 mod comparison;
 mod dga;
+mod drt;
 mod ladder;
 mod long_short;
 mod moh;
@@ -37,6 +38,7 @@ pub use workbench::{Trained, Workbench};
 pub const REPRODUCTIONS: &[&dyn Reproduction] = &[
     &aoe::Aoe,
     &dga::Dga,
+    &drt::Drt,
     &ladder::Ladder,
     &long_short::LongShort,
     &moh::Moh,

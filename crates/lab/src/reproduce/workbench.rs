@@ -2,10 +2,10 @@
 
 use super::Budget;
 use crate::LabError;
-use ounce_data::DataDir;
+use ounce_data::{DataDir, passkey::Passkey};
 use ounce_eval::{
-    ChoiceItem, Encoder, Misalignment, MisalignmentOptions, Passage, ScoreOptions, log_probabilities, score_choices,
-    silent,
+    ChoiceItem, Encoder, Misalignment, MisalignmentOptions, Passage, PasskeyReport, ScoreOptions, find_passkeys,
+    log_probabilities, score_choices, silent,
 };
 use ounce_formats::fsx;
 use ounce_model::{Batch, Model, ModelError, ModelOptions, Routing, Tokenizer};
@@ -198,6 +198,23 @@ impl Trained {
             });
         }
         Ok(sum / n as f64)
+    }
+
+    /// How many of `items` keys hidden in held-out texts are found.
+    ///
+    /// # Errors
+    /// If the texts do not fit the model or its tokenizer.
+    pub fn passkeys(&self, passkey: Passkey, items: usize) -> Result<PasskeyReport, LabError> {
+        let encode = |text: &str| self.tokenizer.encode(text, false).map_err(Into::into);
+        let compute = Compute::F32;
+        Ok(find_passkeys(
+            &self.model,
+            passkey,
+            (0, items),
+            compute,
+            &encode,
+            &mut silent,
+        )?)
     }
 
     /// Misalignment, and the probe of long-range use beside it.

@@ -229,6 +229,11 @@ impl ModelConfig {
             .filter_map(|(i, l)| l.ffn.moe().map(|m| (i, m)))
     }
 
+    /// Tokens of a chunk, for a family that cuts texts into chunks.
+    pub fn chunk(&self) -> Option<usize> {
+        self.plan.as_ref()?.chunk()
+    }
+
     /// Bytes of keys and values per token, over all layers, with elements of `element` bytes.
     pub fn kv_bytes_per_token(&self, element: usize) -> usize {
         2 * self.layers.len() * self.kv_heads * self.head_dim * element

@@ -33,6 +33,7 @@ pub(super) fn context(ids: &[u32]) -> Ctx<'_> {
         embeddings: None,
         inserted: None,
         noise: None,
+        wanted: None,
         batch: 1,
         len: ids.len(),
         spans: Vec::new(),

@@ -40,8 +40,14 @@
 //!
 //! # Configuration
 //! As the authors' (`enc_chunk_size`, `decoder_layers` = lower layers and one number per group, `encoder_layers`,
-//! `chunk_topk`, `slide_window`, `chunk_id`), plus `landmark_null_slot` and `chunk_memory` ("f32" or "f16"). Their files say
-//! `model_type: "llama"`: the family is recognised by its keys, and we write `"drt"`.
+//! `chunk_topk`, `slide_window`, `chunk_id`), plus `landmark_null_slot`, `chunk_memory` ("f32" or "f16") and
+//! `chunk_retriever` ("learned", or "random": chunks are drawn by lot, the paper's ablation). Their files say `model_type: "llama"`: the family is recognised by its keys, and we write `"drt"`.
+//!
+//! # Lazy prefill
+//! Chunks are encoded from the lower layers' output, so of a prompt whose last output alone is wanted the upper layers need to
+//! run on the end only: U of them see U·W positions back (W is at least a chunk, so this covers what a chunk before
+//! retrieved), and one chunk more for going back within it. Everything before is the lower layers and the encoder, and the
+//! landmarks of only the last chunks are compared with all others. Logits are the same.
 //!
 //! # Decode
 //! See `memory`: windows are cut, chunks are appended, nothing is copied again. Going back is possible within the open chunk.
@@ -109,6 +115,21 @@ struct View {
 }
 
 impl View {
+    /// `len` positions after `before` others.
+    fn new(batch: usize, before: usize, len: usize) -> Self {
+        let span = RowSpan {
+            q_start: before,
+            kv_begin: 0,
+            kv_len: before + len,
+        };
+        Self {
+            batch,
+            len,
+            spans: vec![span; batch],
+            angles: (Tensor::zeros(&[0]), Tensor::zeros(&[0])),
+        }
+    }
+
     fn swap(&mut self, ctx: &mut Ctx<'_>) {
         std::mem::swap(&mut self.batch, &mut ctx.batch);
         std::mem::swap(&mut self.len, &mut ctx.len);
@@ -200,9 +221,9 @@ impl DrtPlan {
         Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, &[b, span.len, d])?)
     }
 
-    /// All stages on `x [B, positions, D]`.
-    fn run(&self, x: Tensor, span: Span, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let mut x = residual::run(&self.lower, x, ctx)?;
+    /// All stages on `x [B, positions, D]`. With it comes the part of the call that it is of.
+    fn run(&self, x: Tensor, span: Span, ctx: &mut Ctx<'_>) -> Result<(Tensor, Span)> {
+        let x = residual::run(&self.lower, x, ctx)?;
         let fresh = self.finish_chunks(&x, span, ctx)?;
         let memory = match (state(ctx)?, fresh) {
             // From here on they are read from the cache, as all earlier ones.
@@ -212,18 +233,60 @@ impl DrtPlan {
             }
             (_, fresh) => fresh,
         };
-        for (g, group) in self.groups.iter().enumerate() {
-            let found = self.retrieve(g, &x, span, memory.as_ref(), ctx)?;
-            for layer in &group.layers {
-                x = residual::run_bypassed(&layer.block, &x, ctx, |x, ctx| {
-                    layer.cross(x, &found, memory.as_ref(), ctx)
-                })?;
-            }
-        }
+        let (rest, view) = self.rest(span, ctx)?;
+        let x = self.last_positions(&x, rest.total(), ctx.batch)?;
+        let x = view.during(ctx, |ctx| self.run_upper(x, rest, memory.as_ref(), ctx))?;
         if let Some(state) = state(ctx)? {
             state.finish(span.len);
         }
+        Ok((x, rest))
+    }
+
+    /// The retrieval groups on `x [B, positions, D]`.
+    fn run_upper(&self, mut x: Tensor, span: Span, memory: Option<&ChunkTensors>, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        for (g, group) in self.groups.iter().enumerate() {
+            let found = self.retrieve(g, &x, span, memory, ctx)?;
+            for layer in &group.layers {
+                x = residual::run_bypassed(&layer.block, &x, ctx, |x, ctx| layer.cross(x, &found, memory, ctx))?;
+            }
+        }
         Ok(x)
+    }
+
+    /// The end of the call that upper layers must run on, in whole chunks, and its view: all of the call, unless a prompt
+    /// is read of which only the last outputs are wanted. Then the windows of the upper layers get zeros for what is left
+    /// out, which nobody sees: see the module on lazy prefill.
+    fn rest(&self, span: Span, ctx: &mut Ctx<'_>) -> Result<(Span, View)> {
+        let (batch, wanted) = (ctx.batch, ctx.wanted.unwrap_or(span.len).min(span.len));
+        let in_window = state(ctx)?.map(|state| state.in_window());
+        let upper: usize = self.groups.iter().map(|g| g.layers.len()).sum();
+        let seen = upper * self.drt.window;
+        let first = (span.position(span.len - wanted)).min(span.total().saturating_sub(self.drt.positions()));
+        let skipped = match in_window {
+            None => 0,
+            Some(_) => span.chunks_before(first.saturating_sub(seen)),
+        };
+        let (rest, positions) = span.after(skipped);
+        if let (Some(cache), true) = (&mut ctx.cache, positions > 0) {
+            let unseen = Tensor::zeros(&[batch, positions, self.shape.kv_heads, self.shape.head_dim]);
+            for layer in self.drt.lower_layers..self.drt.lower_layers + upper {
+                cache.append(layer, &unseen, &unseen)?;
+            }
+        }
+        Ok((rest, View::new(batch, in_window.unwrap_or(0) + positions, rest.total())))
+    }
+
+    /// The last `n` of the positions of `x [B, positions, D]`.
+    fn last_positions(&self, x: &Tensor, n: usize, b: usize) -> Result<Tensor> {
+        let (total, d) = (x.dim(1), self.shape.hidden);
+        if n == total {
+            return Ok(x.clone());
+        }
+        let rows: Vec<usize> = (0..b)
+            .flat_map(|row| (row + 1) * total - n..(row + 1) * total)
+            .collect();
+        let flat = ops::reshape(x, &[b * total, d])?;
+        Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, &[b, n, d])?)
     }
 
     /// Encodes the chunks that the call finishes, from the lower layers' output `y [B, positions, D]` and the open chunk in
@@ -312,20 +375,8 @@ impl Plan for DrtPlan {
         };
         let x = self.insert(&x, span, ctx)?;
         let in_window = state(ctx)?.map_or(0, |state| state.in_window());
-        let view = View {
-            batch,
-            len: span.total(),
-            spans: vec![
-                RowSpan {
-                    q_start: in_window,
-                    kv_begin: 0,
-                    kv_len: in_window + span.total()
-                };
-                batch
-            ],
-            angles: (Tensor::zeros(&[0]), Tensor::zeros(&[0])),
-        };
-        let x = view.during(ctx, |ctx| self.run(x, span, ctx))?;
+        let view = View::new(batch, in_window, span.total());
+        let (x, span) = view.during(ctx, |ctx| self.run(x, span, ctx))?;
         self.real(&x, span, batch)
     }
 

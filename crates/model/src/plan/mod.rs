@@ -23,7 +23,7 @@ pub(crate) const FAMILIES: &[PlanFamily] = &[drt::FAMILY];
 
 /// What runs between the embedding and the final norm.
 pub trait Plan: Send + Sync {
-    /// The residual stream `x [B,T,D]` through every stage.
+    /// The residual stream `x [B,T,D]` through every stage; of the last tokens only if [`Ctx::wanted`] asks for no more.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
@@ -52,6 +52,10 @@ pub trait PlanMethod: Debug + Send + Sync {
     fn build(&self, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Plan>>;
     /// What keeps training on windows of `length` tokens from teaching the plan what it is for, if anything does.
     fn doubt(&self, _length: usize) -> Option<String> {
+        None
+    }
+    /// Tokens of a chunk, if it cuts texts into chunks.
+    fn chunk(&self) -> Option<usize> {
         None
     }
     /// What it costs; `element` is the size in bytes of a cached value.

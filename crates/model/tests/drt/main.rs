@@ -106,6 +106,76 @@ proptest! {
     }
 }
 
+/// Drawn by lot: the same in every run, spread over all chunks, whatever the text; the weights still come from the scores.
+#[test]
+fn a_random_retriever_chooses_without_looking() {
+    let mut json = json_of(&[1, 1], 2, false);
+    json["chunk_retriever"] = "random".into();
+    let model = fresh(&json);
+    let retrieved = |ids: &[u32]| {
+        let mut ctx = model.context(batch(ids, 1), None).unwrap();
+        ctx.sink.want_retrieved = true;
+        no_grad(|| model.hidden(&mut ctx)).unwrap();
+        ctx.sink.retrieved.remove(0)
+    };
+    let (a, other): (_, Vec<u32>) = (ids(200), ids(200).into_iter().rev().collect());
+    let (first, second) = (retrieved(&a), retrieved(&other));
+    assert_eq!(first.chunks, second.chunks);
+    assert_ne!(first.weights, second.weights);
+    let mut counts = [0; 20];
+    first.chunks.iter().flatten().for_each(|&c| counts[c.min(19)] += 1);
+    assert!(counts.iter().filter(|&&n| n > 0).count() >= 15, "{counts:?}");
+    let input = ids(43);
+    assert!(worst(&in_pieces(&model, &input, 1, &cut(43, 6)), &forward(&model, &input, 1)) <= 1e-4);
+    json["chunk_retriever"] = "best".into();
+    assert!(
+        ModelConfig::parse("test", &json)
+            .unwrap_err()
+            .to_string()
+            .contains("chunk_retriever")
+    );
+}
+
+/// Lazy prefill: of pieces of which only the last outputs are wanted, these are what one forward over everything gives, and so
+/// is all that follows.
+#[test]
+fn outputs_that_are_not_wanted_are_not_needed() {
+    for (decoder, null_slot) in [(vec![1, 1], true), (vec![2, 1, 2], false), (vec![1, 3], false)] {
+        let model = fresh(&json_of(&decoder, 2, null_slot));
+        let (rows, t) = (2, 131);
+        let input = ids(rows * t);
+        let whole = forward(&model, &input, rows);
+        for (size, wanted) in [(131, 1), (64, 1), (50, 9), (33, 1), (29, 2), (7, 1)] {
+            let (mut cache, mut from, mut rows_made) = (model.cache(rows, 0), 0, 0);
+            for length in cut(t, size) {
+                let piece: Vec<u32> = (0..rows)
+                    .flat_map(|r| input[r * t + from..r * t + from + length].to_vec())
+                    .collect();
+                from += length;
+                let (made, logits) = no_grad(|| {
+                    let mut ctx = model.context(batch(&piece, rows), Some(&mut *cache)).unwrap();
+                    ctx.wanted = Some(wanted);
+                    let hidden = model.hidden(&mut ctx).unwrap();
+                    (hidden.dim(1), model.logits(&hidden, Compute::F32).unwrap().to_f32())
+                });
+                rows_made += made;
+                for row in 0..rows {
+                    let ours = &logits[row * made * 40..(row + 1) * made * 40];
+                    let n = wanted.min(length) * 40;
+                    let end = (row * t + from) * 40;
+                    let difference = worst(&ours[ours.len() - n..], &whole[end - n..end]);
+                    assert!(
+                        difference <= 1e-4,
+                        "{decoder:?}, pieces of {size} to {from}: {difference}"
+                    );
+                }
+            }
+            // It is lazy: most of a long piece is left out.
+            assert!(size < 131 || rows_made < 60, "{decoder:?}: {rows_made}");
+        }
+    }
+}
+
 /// A cache that is cut and regrown many times over still holds the whole window.
 #[test]
 fn long_decoding_stays_exact_and_the_window_stays_bounded() {

@@ -49,6 +49,7 @@ fn ctx() -> Ctx<'static> {
         embeddings: None,
         inserted: None,
         noise: None,
+        wanted: None,
         batch: 1,
         len: T,
         spans: vec![RowSpan {

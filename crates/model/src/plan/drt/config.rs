@@ -40,6 +40,7 @@ pub(crate) const FAMILY: PlanFamily = PlanFamily {
         "chunk_id",
         "landmark_null_slot",
         "chunk_memory",
+        "chunk_retriever",
         "enable_alibi",
         "enable_softmax_one",
         "chunk_window",
@@ -72,6 +73,8 @@ pub(super) struct DrtConfig {
     pub(super) null_slot: bool,
     /// Element type of the chunk memory; that of the window's keys and values if absent.
     pub(super) memory: Option<CacheType>,
+    /// Chunks are drawn by lot, whatever their scores: the paper's ablation.
+    pub(super) random: bool,
 }
 
 impl DrtConfig {
@@ -282,6 +285,18 @@ fn drt(keys: &Keys<'_>) -> Result<DrtConfig> {
             );
         }
     };
+    let random = match keys.text("chunk_retriever")? {
+        None | Some("learned") => false,
+        Some("random") => true,
+        Some(other) => {
+            return refuse(
+                keys.file,
+                "chunk_retriever",
+                format!("is \"learned\" or \"random\", here \"{other}\""),
+                "absent: learned; random is for comparison only",
+            );
+        }
+    };
     if !keys.flag("enable_alibi", true)? {
         return refuse(
             keys.file,
@@ -344,6 +359,7 @@ fn drt(keys: &Keys<'_>) -> Result<DrtConfig> {
         landmark: landmark as u32,
         null_slot,
         memory,
+        random,
     })
 }
 
@@ -361,6 +377,10 @@ impl PlanMethod for DrtConfig {
                 self.top_k
             )
         })
+    }
+
+    fn chunk(&self) -> Option<usize> {
+        Some(self.chunk)
     }
 
     fn bill(&self, config: &ModelConfig, element: usize) -> PlanBill {

@@ -23,6 +23,13 @@ const LANDMARK_EPS: f64 = 1e-5;
 /// Stream of randomness of the selection.
 const STREAM: u64 = 0x6472_745f_6775_6d62;
 
+/// Where the random retriever draws from outside training.
+const LOTS: Noise = Noise {
+    seed: 0,
+    step: 0,
+    part: 0,
+};
+
 /// A score that no chunk can have: its softmax weight is zero.
 const NEVER: f32 = -1e30;
 
@@ -114,7 +121,11 @@ impl DrtPlan {
             for row in 0..b {
                 let seen: Vec<f32> = (0..first + t)
                     .map(|c| {
-                        let noise = ctx.noise.map_or(0.0, |noise| gumbel(noise, [g, row, first + t, c]));
+                        let place_of_noise = [g, row, first + t, c];
+                        if self.drt.random {
+                            return gumbel(ctx.noise.unwrap_or(LOTS), place_of_noise) as f32;
+                        }
+                        let noise = ctx.noise.map_or(0.0, |noise| gumbel(noise, place_of_noise));
                         (f64::from(values[place(row, c, t)]) + noise) as f32
                     })
                     .collect();
@@ -131,6 +142,7 @@ impl DrtPlan {
             ctx.sink.retrieved.push(Retrieved {
                 chunks,
                 weights: weights.to_f32(),
+                per_chunk: b * k,
             });
         }
         Ok(Retrieval { chunks, weights })

@@ -39,6 +39,23 @@ impl Span {
     pub(super) fn landmark(&self, n: usize) -> usize {
         (n + 1) * (self.chunk + 1) - 1 - self.open()
     }
+    /// How many of the chunks that the call finishes end at or before position `p`.
+    pub(super) fn chunks_before(&self, p: usize) -> usize {
+        ((p + self.open()) / (self.chunk + 1)).min(self.finished())
+    }
+    /// What follows the first `n` chunks that the call finishes, and at which position it begins.
+    pub(super) fn after(&self, n: usize) -> (Self, usize) {
+        if n == 0 {
+            return (*self, 0);
+        }
+        let tokens = n * self.chunk - self.open();
+        let rest = Self {
+            chunk: self.chunk,
+            past: self.past + tokens,
+            len: self.len - tokens,
+        };
+        (rest, self.landmark(n - 1) + 1)
+    }
     /// The positions of each chunk that the call touches, the last of which may be empty: finished + 1 of them.
     pub(super) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         (0..=self.finished()).map(|n| {

@@ -42,6 +42,13 @@ proptest! {
             end = run.end;
         }
         prop_assert_eq!(end, all.len());
+        for p in 0..all.len() {
+            let before = span.chunks_before(p);
+            prop_assert_eq!(before, all[..p].iter().filter(|token| token.is_none()).count());
+            let (rest, begin) = span.after(before);
+            prop_assert!(begin <= p);
+            prop_assert_eq!(&written_out(rest)[..], &all[begin..].iter().map(|t| t.map(|i| i - (span.len - rest.len))).collect::<Vec<_>>()[..]);
+        }
     }
 
     #[test]
