@@ -106,6 +106,8 @@ mod tests {
     fn every_shipped_recipe_can_be_timed() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/recipes");
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        // Second stages go on from a checkpoint, which is refused (see below).
+        paths.retain(|path| !std::fs::read_to_string(path).unwrap().contains("\ninit = "));
         paths.sort();
         let rows = train_recipes(&paths, 1).unwrap();
         let names: Vec<String> = rows.iter().map(|r| r.name.clone()).collect();
