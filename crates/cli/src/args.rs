@@ -317,7 +317,7 @@ pub(crate) struct Reproduce {
     /// The method
     #[arg(value_parser = ounce_lab::reproduce::REPRODUCTIONS.iter().map(|r| r.name()).collect::<Vec<_>>())]
     pub(crate) method: String,
-    /// quick: 5 minutes on two quiet cores; standard: 40 minutes; full: hours
+    /// quick: 5 to 8 minutes on two quiet cores; standard: 40 minutes; full: hours
     #[arg(long, default_value = "quick", value_parser = ["quick", "standard", "full"])]
     pub(crate) budget: String,
     /// Seeds, instead of the experiment's own

@@ -49,7 +49,7 @@ pub const REPRODUCTIONS: &[&dyn Reproduction] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Budget {
-    /// At most 5 minutes on two quiet cores, without any data files.
+    /// At most 5 to 8 minutes on two quiet cores, without any data files.
     Quick,
     /// At most 40 minutes.
     Standard,
