@@ -341,7 +341,7 @@ pub(crate) struct Data {
 /// What to make.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataWhat {
-    /// Small seeded corpora: text of a toy grammar, additions, retrieval
+    /// Small seeded corpora: text of a toy grammar, sums, retrieval, notes that recur
     Toy {
         /// Output folder
         #[arg(long, value_name = "DIR")]

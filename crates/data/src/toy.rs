@@ -1,8 +1,8 @@
 //! Small corpora made here, for runs without data files.
 //!
-//! Owns three generators whose regularities a small model can learn and a test can check: stories (agreement, names
-//! that recur, facts repeated later), arithmetic (exact answers) and retrieval (copying and key lookup, which plain
-//! statistics of neighbouring words cannot solve). Seeded, the same on every machine. It must not know tokenizers.
+//! Owns four generators whose regularities a small model can learn and a test can check: stories (agreement, names
+//! that recur, facts repeated later), arithmetic (exact answers), retrieval (copying and key lookup, which plain
+//! statistics of neighbouring words cannot solve) and notes (stories in which random words recur at a distance). Seeded, the same on every machine. It must not know tokenizers.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,13 @@ pub enum Toy {
     Arithmetic,
     /// Copies and key-value lookups, one per line.
     Retrieval,
+    /// Stories with a note of random words that recurs word for word: only its first occurrence tells the others.
+    Notes,
 }
 
 impl Toy {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Text, Self::Arithmetic, Self::Retrieval];
+    pub const ALL: [Self; 4] = [Self::Text, Self::Arithmetic, Self::Retrieval, Self::Notes];
 
     /// The stem of its file names.
     pub fn name(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Toy {
             Self::Text => "toy-text",
             Self::Arithmetic => "toy-arithmetic",
             Self::Retrieval => "toy-retrieval",
+            Self::Notes => "toy-notes",
         }
     }
 
@@ -46,6 +49,7 @@ impl Toy {
                 Self::Text => story(&mut dice, &mut out),
                 Self::Arithmetic => sum(&mut dice, &mut out),
                 Self::Retrieval => lookup(&mut dice, &mut out),
+                Self::Notes => noted(&mut dice, &mut out),
             }
             item += 1;
         }
@@ -284,4 +288,22 @@ fn lookup(dice: &mut Dice, out: &mut String) {
     }
     let asked = dice.below(count);
     say!(out, " ? {} => {}\n", keys[asked], values[asked]);
+}
+
+/// A note, then a story; after each of its sentences the note comes again in one case of three.
+fn noted(dice: &mut Dice, out: &mut String) {
+    let words: Vec<&str> = (0..4 + dice.below(11)).map(|_| dice.pick(&WORDS)).collect();
+    let note = words.join(" ");
+    let mut text = String::new();
+    story(dice, &mut text);
+    out.push_str(&note);
+    out.push_str(". ");
+    for sentence in text.trim_end().split_inclusive(". ") {
+        out.push_str(sentence);
+        if sentence.ends_with(". ") && dice.below(3) == 0 {
+            out.push_str(&note);
+            out.push_str(". ");
+        }
+    }
+    out.push_str("\n\n");
 }

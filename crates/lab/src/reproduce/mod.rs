@@ -6,7 +6,7 @@
 //! measurements. It must not train or evaluate by code of its own.
 //!
 //! A folder holds `data/` (toy corpora, made here), `runs/VARIANT-seed-N/` (checkpoints, and `measured.json` once the run
-//! is done), `report.html` and `result.json`.
+//! is done), `runs/shared/` (models that several variants start from), `report.html` and `result.json`.
 
 mod aoe;
 mod comparison;

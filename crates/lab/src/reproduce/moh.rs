@@ -102,7 +102,7 @@ fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
         length: sizes.length,
         tokens: budget.pick(8192, 16_384, 65_536),
         recipe: setup.recipe(&own, seed)?,
-        tuning: tuning.tuning(seed)?,
+        tuning: tuning.tuning("", seed)?,
     })
 }
 

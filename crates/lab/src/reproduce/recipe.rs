@@ -73,12 +73,13 @@ impl Setup {
         self.parse(&model, "3e-3", seed)
     }
 
-    /// The recipe that continues a model at a third of the learning rate; whoever trains it puts the folder in.
+    /// The recipe that continues a model at a third of the learning rate; whoever trains it puts the folder in. `own` are
+    /// the tables that belong to the variant.
     ///
     /// # Errors
     /// If it is not valid.
-    pub(super) fn tuning(&self, seed: u64) -> Result<Recipe, LabError> {
-        self.parse("init = \"BASE\"", "1e-3", seed)
+    pub(super) fn tuning(&self, own: &str, seed: u64) -> Result<Recipe, LabError> {
+        self.parse(&format!("init = \"BASE\"\n{own}"), "1e-3", seed)
     }
 
     fn parse(&self, model: &str, lr: &str, seed: u64) -> Result<Recipe, LabError> {
@@ -165,7 +166,7 @@ mod tests {
         }
         assert_eq!(recipe.data.validation, ["${data}/toy-text.valid.txt"]);
         assert_eq!(recipe.data.train, ["${data}/toy-text.txt", "${data}/toy-retrieval.txt"]);
-        let tuning = setup.tuning(7).unwrap();
+        let tuning = setup.tuning("", 7).unwrap();
         assert!(tuning.model.is_none() && tuning.init.is_some());
         assert!(setup.recipe("intermediate_size = \"wide\"", 7).is_err());
     }

@@ -67,8 +67,22 @@ impl<'a> Workbench<'a> {
     /// # Errors
     /// If the recipe, the data or the model is wrong, the loss diverges, or the job is interrupted.
     pub fn train(&mut self, name: &str, recipe: &Recipe) -> Result<Trained, LabError> {
-        let out = self.dir.join(name);
-        let stamp = self.dir.join(format!("{name}.recipe"));
+        self.train_in(&self.dir.clone(), name, recipe)
+    }
+
+    /// The same in a folder beside the runs: for a model that several variants start from. The first of them trains it, the
+    /// others find it done.
+    ///
+    /// # Errors
+    /// As [`Workbench::train`].
+    pub fn train_shared(&mut self, name: &str, recipe: &Recipe) -> Result<Trained, LabError> {
+        self.train_in(&self.dir.with_file_name("shared"), name, recipe)
+    }
+
+    fn train_in(&mut self, dir: &Path, name: &str, recipe: &Recipe) -> Result<Trained, LabError> {
+        fsx::create_dir_all(dir)?;
+        let out = dir.join(name);
+        let stamp = dir.join(format!("{name}.recipe"));
         if fsx::read_to_string(&stamp).ok() != Some(recipe.hash()) && out.exists() {
             fs::remove_dir_all(&out).map_err(|e| LabError::Reproduce {
                 what: out.display().to_string(),
