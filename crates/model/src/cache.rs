@@ -79,19 +79,19 @@ impl Values {
             Values::F16(v) => v.capacity() * 2,
         }
     }
-    /// Rearranges `[batch, old, width]` to `[batch, new, width]`.
-    fn grow(&mut self, batch: usize, old: usize, new: usize, width: usize) {
-        fn grown<T: Copy + Default>(from: &[T], batch: usize, old: usize, new: usize, width: usize) -> Vec<T> {
-            let mut to = vec![T::default(); batch * new * width];
-            for b in 0..batch {
-                let row = &from[b * old * width..(b + 1) * old * width];
-                to[b * new * width..][..row.len()].copy_from_slice(row);
+    /// Rearranges `[rows, old, hd]` to `[rows, new, hd]`.
+    fn grow(&mut self, rows: usize, old: usize, new: usize, hd: usize) {
+        fn grown<T: Copy + Default>(from: &[T], rows: usize, old: usize, new: usize, hd: usize) -> Vec<T> {
+            let mut to = vec![T::default(); rows * new * hd];
+            for r in 0..rows {
+                let row = &from[r * old * hd..(r + 1) * old * hd];
+                to[r * new * hd..][..row.len()].copy_from_slice(row);
             }
             to
         }
         match self {
-            Values::F32(v) => *v = grown(v, batch, old, new, width),
-            Values::F16(v) => *v = grown(v, batch, old, new, width),
+            Values::F32(v) => *v = grown(v, rows, old, new, hd),
+            Values::F16(v) => *v = grown(v, rows, old, new, hd),
         }
     }
     fn shift(&mut self, from: std::ops::Range<usize>, to: usize) {
@@ -116,7 +116,9 @@ struct Layer {
     capacity: usize,
 }
 
-/// All tokens of a batch of sequences, per layer `[B, capacity, Hk, hd]`; grows by doubling.
+/// All tokens of a batch of sequences, per layer `[B, Hk, capacity, hd]`; grows by doubling.
+///
+/// A head's tokens are neighbours: decoding reads them one head at a time, and memory is fastest when read in its order.
 #[derive(Clone)]
 pub struct KvCache {
     layers: Vec<Layer>,
@@ -145,12 +147,12 @@ impl KvCache {
     }
 
     fn side<'a>(&self, values: &'a Values, capacity: usize) -> KeyValue<'a> {
-        let width = self.kv_heads * self.head_dim;
+        let head = capacity * self.head_dim;
         KeyValue::Cache {
             data: values.data(),
-            batch_stride: capacity * width,
-            token_stride: width,
-            head_stride: self.head_dim,
+            batch_stride: self.kv_heads * head,
+            token_stride: self.head_dim,
+            head_stride: head,
             heads: self.kv_heads,
         }
     }
@@ -158,13 +160,13 @@ impl KvCache {
     /// Forgets all but the newest `n` tokens of every layer (all layers hold equally many). What stays moves to the
     /// front: positions are counted from the first token kept.
     pub(crate) fn keep_last(&mut self, n: usize) {
-        let width = self.kv_heads * self.head_dim;
+        let hd = self.head_dim;
         for l in &mut self.layers {
             let drop = l.len.saturating_sub(n);
-            for row in 0..self.batch {
-                let (start, end) = (row * l.capacity * width, (row * l.capacity + l.len) * width);
-                l.keys.shift(start + drop * width..end, start);
-                l.values.shift(start + drop * width..end, start);
+            for row in 0..self.batch * self.kv_heads {
+                let (start, end) = (row * l.capacity * hd, (row * l.capacity + l.len) * hd);
+                l.keys.shift(start + drop * hd..end, start);
+                l.values.shift(start + drop * hd..end, start);
             }
             l.len -= drop;
         }
@@ -179,7 +181,7 @@ impl KvCache {
 
 impl Cache for KvCache {
     fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()> {
-        let (batch, width, reserve) = (self.batch, self.kv_heads * self.head_dim, self.reserve);
+        let (batch, reserve) = (self.batch, self.reserve);
         let [b, t, heads, hd] = keys.shape()[..] else {
             return Err(ModelError::Cache(format!(
                 "keys are [B,T,H,hd], got {:?}",
@@ -189,7 +191,7 @@ impl Cache for KvCache {
         let (Some(new_keys), Some(new_values)) = (keys.values::<f32>(), values.values::<f32>()) else {
             return Err(ModelError::Cache("keys and values must be f32".into()));
         };
-        if b != batch || heads * hd != width || values.shape() != keys.shape() {
+        if b != batch || heads != self.kv_heads || hd != self.head_dim || values.shape() != keys.shape() {
             return Err(ModelError::Cache(format!(
                 "shape {:?} does not fit a batch of {batch}",
                 keys.shape()
@@ -200,14 +202,16 @@ impl Cache for KvCache {
         let needed = l.len + t;
         if needed > l.capacity {
             let capacity = needed.max(reserve).max(l.capacity * 2);
-            l.keys.grow(batch, l.capacity, capacity, width);
-            l.values.grow(batch, l.capacity, capacity, width);
+            l.keys.grow(batch * heads, l.capacity, capacity, hd);
+            l.values.grow(batch * heads, l.capacity, capacity, hd);
             l.capacity = capacity;
         }
-        for row in 0..batch {
-            let at = (row * l.capacity + l.len) * width;
-            l.keys.write(at, &new_keys[row * t * width..(row + 1) * t * width]);
-            l.values.write(at, &new_values[row * t * width..(row + 1) * t * width]);
+        for (i, (key, value)) in new_keys.chunks_exact(hd).zip(new_values.chunks_exact(hd)).enumerate() {
+            // [B, t, Hk] -> [B, Hk, capacity]
+            let (row, token, head) = (i / (t * heads), i / heads % t, i % heads);
+            let at = ((row * heads + head) * l.capacity + l.len + token) * hd;
+            l.keys.write(at, key);
+            l.values.write(at, value);
         }
         l.len = needed;
         Ok(())

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::{
     AttentionRows, AttentionShape, Heads, TILE,
     block::{Block, Left, ROWS},
-    tiles::{QueryRows, pack_keys, pack_queries, padded, take, transpose, with_scratch},
+    tiles::{QueryRows, Tile, pack_keys, pack_queries, padded, take, transpose, with_scratch},
 };
 use crate::{
     parallel_for,
@@ -144,9 +144,9 @@ fn key_tile<'a, V: Vf32>(
     let weights = take(&mut scratch, QUERIES * TILE);
     let slopes = take(&mut scratch, QUERIES * TILE);
     pack_keys::<V>(of, &p.v, base, n, k);
-    transpose::<V>(k, width, vt);
+    transpose::<V>(Tile { data: k, row: width }, width, vt);
     pack_keys::<V>(of, &p.k, base, n, k);
-    transpose::<V>(k, width, kt);
+    transpose::<V>(Tile { data: k, row: width }, width, kt);
     dk.fill(0.0);
     dv.fill(0.0);
     // Both ends of what a row sees grow with the row, so the rows that see one of these keys are neighbours.

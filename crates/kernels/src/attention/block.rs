@@ -3,7 +3,7 @@
 //! Every product of the forward and backward pass is written as "broadcast a value of a, multiply with a row of b", so
 //! one register tile serves all five. It knows strides and vectors, nothing of queries or keys.
 
-use crate::simd::Vf32;
+use crate::simd::{Element, Vf32};
 
 /// Rows of the register tile: 6 x 2 vectors of sums fill 12 of AVX2's 16 registers.
 pub(super) const ROWS: usize = 6;
@@ -18,19 +18,19 @@ pub(super) struct Left<'a> {
 
 /// c[m, n] (+)= a[m, k] · b[k, n]; rows of b and c are contiguous, `b_row` and `c_row` apart, and `n` is a multiple of
 /// the vector's lanes.
-pub(super) struct Block<'a> {
+pub(super) struct Block<'a, E = f32> {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) a: Left<'a>,
-    pub(super) b: &'a [f32],
+    pub(super) b: &'a [E],
     pub(super) b_row: usize,
     pub(super) c: &'a mut [f32],
     pub(super) c_row: usize,
     pub(super) accumulate: bool,
 }
 
-impl Block<'_> {
+impl<E: Element> Block<'_, E> {
     /// Computes the product. Each element of c is one chain of fused multiply-adds over l = 0, 1, …, so its bits do not
     /// depend on how rows and columns are tiled.
     #[inline(always)]
@@ -48,8 +48,9 @@ impl Block<'_> {
             assert!(last * self.b_row + self.n <= self.b.len(), "b is too short");
         }
         let mut j = 0;
-        if self.m <= 2 {
-            // Two rows alone would leave the multipliers waiting for their own sums: take more columns at once.
+        if self.m <= 2 || V::LANES == 16 {
+            // Two rows alone would leave the multipliers waiting for their own sums: take more columns at once. AVX-512
+            // has the registers (6 x 4 sums of 32) for all rows, and then reads less per multiply-add.
             while j + 4 * V::LANES <= self.n {
                 // SAFETY: columns j..j+4 LANES are inside n, and the assertions above cover m, n and k.
                 unsafe { self.strip::<V, 4>(j) };
@@ -115,7 +116,7 @@ impl Block<'_> {
             for l in 0..self.k {
                 let mut columns = [V::zero(); N];
                 for (x, column) in columns.iter_mut().enumerate() {
-                    *column = V::load_ptr(b.add(l * b_row + x * V::LANES));
+                    *column = E::load_ptr(b.add(l * b_row + x * V::LANES));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let factor = V::splat(*a.add(r * a_row + l * a_step));

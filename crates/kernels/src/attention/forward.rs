@@ -4,17 +4,19 @@
 //! once for the whole block. Few queries against many keys are cut into parts of [`PART`] keys instead, whose partial
 //! softmaxes are joined in order, so that one long row keeps every thread busy.
 
+use half::{bf16, f16};
 use std::ops::Range;
 
 use super::{
     AttentionRows, AttentionShape, Heads, TILE,
     block::{Block, Left, ROWS},
-    tiles::{QueryRows, pack_keys, pack_queries, padded, take, transpose, with_scratch},
+    running::{Running, join, online_softmax},
+    tiles::{QueryRows, Tile, in_place, pack_keys, pack_queries, padded, take, transpose, with_scratch},
 };
 use crate::{
-    parallel_for,
+    Data, parallel_for,
     pool::SharedMut,
-    simd::{Vf32, kernel},
+    simd::{Element, Vf32, ask, kernel},
 };
 
 /// Query rows per task, about: enough that copying the keys costs little.
@@ -26,6 +28,13 @@ const PART: usize = 8 * TILE;
 /// Up to this many query rows a dot product per key is cheaper than transposing the keys.
 const DOT_ROWS: usize = 8;
 
+/// Keys ahead of the current one that are asked for.
+const AHEAD: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Up to this many query rows, half precision keys and values are widened where they are used, not copied first.
+const WIDEN_ROWS: usize = 2;
+
 /// Everything that the tasks read.
 struct Problem<'a> {
     q: &'a [f32],
@@ -33,32 +42,6 @@ struct Problem<'a> {
     v: Heads<'a>,
     /// The shape's scale.
     scale: f32,
-}
-
-/// The running softmax of some query rows: weighted values [rows, width], largest score and sum of weights of each row.
-struct Running<'a> {
-    values: &'a mut [f32],
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-}
-
-impl<'a> Running<'a> {
-    fn len(rows: usize, width: usize) -> usize {
-        rows * (width + 2)
-    }
-
-    /// Cuts `memory` of [`Running::len`] values into the three parts.
-    fn new(memory: &'a mut [f32], rows: usize, width: usize) -> Self {
-        let (values, rest) = memory.split_at_mut(rows * width);
-        let (max, sum) = rest.split_at_mut(rows);
-        Self { values, max, sum }
-    }
-
-    fn clear(&mut self) {
-        self.values.fill(0.0);
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-    }
 }
 
 /// See [`super::attention`].
@@ -189,21 +172,79 @@ fn walk_body<V: Vf32>(
     let v = take(&mut scratch, TILE * width);
     let scores = take(&mut scratch, ROWS * TILE);
     pack_queries::<V>(of, p.q, range.clone(), p.scale, q);
+    let mut walk = Walk {
+        of,
+        range,
+        q,
+        kt,
+        scores,
+        running,
+    };
+    let dots = rows <= DOT_ROWS;
     let mut base = first / TILE * TILE;
     while base < end {
         let n = TILE.min(end - base);
-        pack_keys::<V>(of, &p.k, base, n, k);
-        pack_keys::<V>(of, &p.v, base, n, v);
-        let dots = rows <= DOT_ROWS;
-        if !dots {
-            transpose::<V>(k, width, kt);
+        match (p.k.data, p.v.data) {
+            (Data::F32(k), Data::F32(v))
+                if let (Some(k), Some(v)) = (in_place(of, &p.k, k, base, dots), in_place(of, &p.v, v, base, dots)) =>
+            {
+                walk.tile::<V, f32>(base, n, k, v);
+            }
+            (Data::F16(k), Data::F16(v))
+                if rows <= WIDEN_ROWS
+                    && let (Some(k), Some(v)) =
+                        (in_place(of, &p.k, k, base, true), in_place(of, &p.v, v, base, true)) =>
+            {
+                walk.tile::<V, f16>(base, n, k, v);
+            }
+            (Data::Bf16(k), Data::Bf16(v))
+                if rows <= WIDEN_ROWS
+                    && let (Some(k), Some(v)) =
+                        (in_place(of, &p.k, k, base, true), in_place(of, &p.v, v, base, true)) =>
+            {
+                walk.tile::<V, bf16>(base, n, k, v);
+            }
+            _ => {
+                pack_keys::<V>(of, &p.k, base, n, k);
+                pack_keys::<V>(of, &p.v, base, n, v);
+                let packed = |data| Tile { data, row: width };
+                walk.tile::<V, f32>(base, n, packed(&*k), packed(&*v));
+            }
         }
+        base += TILE;
+    }
+}
+
+/// What [`walk`] carries from tile to tile: packed queries [rows, width], room for transposed keys and for scores.
+struct Walk<'a, 'r> {
+    of: QueryRows<'a>,
+    range: Range<usize>,
+    q: &'a [f32],
+    kt: &'a mut [f32],
+    scores: &'a mut [f32],
+    running: &'a mut Running<'r>,
+}
+
+impl Walk<'_, '_> {
+    /// The `n` keys from `base` on.
+    #[inline(always)]
+    fn tile<V: Vf32, E: Element>(&mut self, base: usize, n: usize, k: Tile<'_, E>, v: Tile<'_, E>) {
+        let (of, rows, hd) = (self.of, self.range.len(), self.of.s.head_dim);
+        let (width, first) = (padded(hd), self.range.start);
+        // Keys of less than f32 come here for few rows only.
+        let transposed = match E::as_f32(k.data) {
+            Some(data) if rows > DOT_ROWS => {
+                transpose::<V>(Tile { data, row: k.row }, width, self.kt);
+                true
+            }
+            _ => false,
+        };
         for x in (0..rows).step_by(ROWS) {
             let m = ROWS.min(rows - x);
             let mut seen = [const { 0..0 }; ROWS];
             let (mut lo, mut hi) = (TILE, 0);
             for (i, seen) in seen[..m].iter_mut().enumerate() {
-                let keys = of.visible_in(range.start + x + i, base, n);
+                let keys = of.visible_in(first + x + i, base, n);
                 if !keys.is_empty() {
                     (lo, hi) = (lo.min(keys.start), hi.max(keys.end));
                 }
@@ -214,125 +255,95 @@ fn walk_body<V: Vf32>(
             }
             // The scores are computed for whole vectors around what the rows see, and masked below.
             let columns = lo / (2 * V::LANES) * (2 * V::LANES)..hi.next_multiple_of(2 * V::LANES);
-            if dots {
-                dot_rows::<V>(&q[x * width..(x + m) * width], k, width, columns.clone(), scores);
-            } else {
-                let a = Left {
-                    data: &q[x * width..],
-                    row: width,
-                    step: 1,
-                };
+            let a = Left {
+                data: &self.q[x * width..],
+                row: width,
+                step: 1,
+            };
+            if transposed {
                 Block {
                     m,
                     n: columns.len(),
                     k: hd,
                     a,
-                    b: &kt[columns.start..],
+                    b: &self.kt[columns.start..],
                     b_row: TILE,
-                    c: &mut scores[columns.start..],
+                    c: &mut self.scores[columns.start..],
                     c_row: TILE,
                     accumulate: false,
                 }
                 .run::<V>();
+            } else {
+                dot_rows::<V, E>(&a.data[..m * width], (k, v), width, columns.clone(), self.scores);
             }
             for (i, seen) in seen[..m].iter().enumerate() {
-                let scores = &mut scores[i * TILE..(i + 1) * TILE][columns.clone()];
+                let scores = &mut self.scores[i * TILE..(i + 1) * TILE][columns.clone()];
                 if seen.is_empty() {
                     scores.fill(0.0);
                     continue;
                 }
-                of.add_bias(range.start + x + i, base + columns.start, scores);
+                of.add_bias(first + x + i, base + columns.start, scores);
                 scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
                 scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
                 let r = x + i;
-                let values = &mut running.values[r * width..(r + 1) * width];
-                online_softmax::<V>(scores, &mut running.max[r], &mut running.sum[r], values);
+                let values = &mut self.running.values[r * width..(r + 1) * width];
+                online_softmax::<V>(scores, &mut self.running.max[r], &mut self.running.sum[r], values);
             }
             Block {
                 m,
                 n: width,
                 k: hi - lo,
                 a: Left {
-                    data: &scores[lo..],
+                    data: &self.scores[lo..],
                     row: TILE,
                     step: 1,
                 },
-                b: &v[lo * width..],
-                b_row: width,
-                c: &mut running.values[x * width..],
+                b: &v.data[lo * v.row..],
+                b_row: v.row,
+                c: &mut self.running.values[x * width..],
                 c_row: width,
                 accumulate: true,
             }
             .run::<V>();
         }
-        base += TILE;
     }
 }
 
 /// scores[i][j] = q[i] · k[j] for the columns j; TILE scores per row.
+///
+/// The time is that of memory. While the first row reads keys it asks for keys further on, and for the values of the keys
+/// at hand, which are needed next.
 #[inline(always)]
-fn dot_rows<V: Vf32>(q: &[f32], k: &[f32], width: usize, columns: Range<usize>, scores: &mut [f32]) {
-    for (q, scores) in q.chunks_exact(width).zip(scores.chunks_exact_mut(TILE)) {
+fn dot_rows<V: Vf32, E: Element>(
+    q: &[f32],
+    (k, v): (Tile<'_, E>, Tile<'_, E>),
+    width: usize,
+    columns: Range<usize>,
+    scores: &mut [f32],
+) {
+    let line = LINE / size_of::<E>();
+    for (first, (q, scores)) in q.chunks_exact(width).zip(scores.chunks_exact_mut(TILE)).enumerate() {
         // Four keys at a time: their sums are independent, so the multipliers need not wait for each other.
         for j in columns.clone().step_by(4) {
-            let k = &k[j * width..(j + 4) * width];
+            let keys: [&[E]; 4] = std::array::from_fn(|i| &k.data[(j + i) * k.row..][..width]);
             let mut sums = [V::zero(); 4];
             let mut c = 0;
             while c < width {
                 let q = V::load(&q[c..]);
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = q.fma(V::load(&k[i * width + c..]), *sum);
+                    if first == 0 && c.is_multiple_of(line) {
+                        ask(k.data, (j + i + AHEAD) * k.row + c);
+                        ask(v.data, (j + i) * v.row + c);
+                    }
+                    debug_assert!(c + V::LANES <= keys[i].len(), "rows are whole vectors");
+                    // SAFETY: a key has `width` values, a multiple of LANES.
+                    *sum = q.fma(unsafe { E::load_ptr::<V>(keys[i].as_ptr().add(c)) }, *sum);
                 }
                 c += V::LANES;
             }
             for (score, sum) in scores[j..j + 4].iter_mut().zip(sums) {
                 *score = sum.sum();
             }
-        }
-    }
-}
-
-/// Turns scores into weights relative to the largest score so far, and brings what was summed before to that level.
-#[inline(always)]
-fn online_softmax<V: Vf32>(scores: &mut [f32], max: &mut f32, sum: &mut f32, values: &mut [f32]) {
-    let mut largest = V::splat(*max);
-    for scores in scores.chunks_exact(V::LANES) {
-        largest = V::load(scores).max(largest);
-    }
-    let largest = largest.hmax();
-    if largest > *max {
-        let down = V::splat(*max - largest).exp();
-        for values in values.chunks_exact_mut(V::LANES) {
-            V::load(values).mul(down).store(values);
-        }
-        // All lanes are equal.
-        *sum *= down.hmax();
-        *max = largest;
-    }
-    let shift = V::splat(largest);
-    let mut total = V::zero();
-    for scores in scores.chunks_exact_mut(V::LANES) {
-        let weight = V::load(scores).sub(shift).exp();
-        weight.store(scores);
-        total = total.add(weight);
-    }
-    *sum += total.sum();
-}
-
-/// Adds the running softmax of later keys to that of earlier ones.
-fn join(into: &mut Running<'_>, later: &Running<'_>) {
-    let width = into.values.len() / into.max.len();
-    for r in 0..into.max.len() {
-        let max = into.max[r].max(later.max[r]);
-        if max == f32::NEG_INFINITY {
-            continue;
-        }
-        let (a, b) = ((into.max[r] - max).exp(), (later.max[r] - max).exp());
-        into.max[r] = max;
-        into.sum[r] = into.sum[r] * a + later.sum[r] * b;
-        let range = r * width..(r + 1) * width;
-        for (x, &y) in into.values[range.clone()].iter_mut().zip(&later.values[range]) {
-            *x = *x * a + y * b;
         }
     }
 }

@@ -16,6 +16,7 @@
 mod backward;
 mod block;
 mod forward;
+mod running;
 mod tiles;
 
 #[cfg(test)]

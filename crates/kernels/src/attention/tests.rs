@@ -281,3 +281,81 @@ proptest! {
         check(&case);
     }
 }
+
+/// Keys or values of `case` (heads of 32), stored token by token or head by head.
+fn stored<'a>(case: &Case, data: Data<'a>, by_head: bool) -> Heads<'a> {
+    if !by_head {
+        return case.heads(data);
+    }
+    Heads {
+        data,
+        batch_stride: case.capacity * case.s.kv_heads * 32,
+        token_stride: 32,
+        head_stride: case.capacity * 32,
+    }
+}
+
+/// Decoding reads whole vectors of a cache where they lie; the last, cut tile is copied. Both layouts of a cache, all types.
+#[test]
+fn decoding_reads_keys_in_place() {
+    for (group, window) in [(1, None), (2, Some(90)), (4, None)] {
+        let len = 200;
+        let mut case = Case::square(2, 1, 2 * group, 2, 32);
+        case.s.window = window;
+        (case.q_start, case.kv_len, case.capacity) = (vec![len - 1, 149], vec![len, 150], len);
+        let row = case.s.kv_heads * case.s.head_dim;
+        // Keys that do not exist yet, as a cache reserves them, must not be seen.
+        let cache = |seed| {
+            let mut x = noise(case.kv_len(), seed);
+            x[(len + 150) * row..].fill(f32::NAN);
+            x
+        };
+        let (q, k, v) = (noise(case.q_len(), 1), cache(3), cache(4));
+        let run = |[k, v]: [Data<'_>; 2], by_head| {
+            let (k, v) = (stored(&case, k, by_head), stored(&case, v, by_head));
+            let mut out = vec![f32::NAN; case.q_len()];
+            attention(&case.s, &case.rows(), &q, k, v, &mut out, None, Compute::F32);
+            out
+        };
+        let swapped = |x: &[f32]| -> Vec<f32> {
+            let index = |i: usize| {
+                let (b, head, token, c) = (i / (row * len), i / (32 * len) % 2, i / 32 % len, i % 32);
+                (b * len + token) * row + head * 32 + c
+            };
+            (0..x.len()).map(|i| x[index(i)]).collect()
+        };
+        let (k_by_head, v_by_head) = (swapped(&k), swapped(&v));
+        let [k16, v16] = [&k, &v].map(|x| x.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>());
+        let [kb, vb] = [&k, &v].map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+        let [k16_wide, v16_wide] = [&k16, &v16].map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let [kb_wide, vb_wide] = [&kb, &vb].map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
+        let mut want = vec![0f64; case.q_len()];
+        let (k_of, v_of) = (case.heads(Data::F64(&k64)), case.heads(Data::F64(&v64)));
+        attention(&case.s, &case.rows(), &q64, k_of, v_of, &mut want, None, Compute::F32);
+        for isa in supported() {
+            with_isa(isa, || {
+                let plain = run([Data::F32(&k), Data::F32(&v)], false);
+                for (i, (&got, &want)) in plain.iter().zip(&want).enumerate() {
+                    assert!(
+                        (f64::from(got) - want).abs() < 1e-5,
+                        "[{i}] on {isa:?}: {got} is not {want}"
+                    );
+                }
+                assert_eq!(
+                    plain,
+                    run([Data::F32(&k_by_head), Data::F32(&v_by_head)], true),
+                    "{isa:?}"
+                );
+                let half = run([Data::F16(&k16), Data::F16(&v16)], false);
+                assert_eq!(
+                    half,
+                    run([Data::F32(&k16_wide), Data::F32(&v16_wide)], false),
+                    "{isa:?}"
+                );
+                let brain = run([Data::Bf16(&kb), Data::Bf16(&vb)], false);
+                assert_eq!(brain, run([Data::F32(&kb_wide), Data::F32(&vb_wide)], false), "{isa:?}");
+            });
+        }
+    }
+}

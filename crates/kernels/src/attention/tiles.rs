@@ -162,18 +162,46 @@ pub(super) fn pack_keys<V: Vf32>(of: QueryRows<'_>, heads: &Heads<'_>, base: usi
     tile[n * width..TILE * width].fill(0.0);
 }
 
-/// `dst` [padded(hd), TILE] = the transpose of `tile` [TILE, padded(hd)].
+/// TILE keys or values [TILE, padded(hd)], rows `row` apart: packed, or where the caller keeps them.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a, E> {
+    pub(super) data: &'a [E],
+    pub(super) row: usize,
+}
+
+/// The TILE keys (or values) from `base` on as they lie in `data`, the storage of `heads`, if the arithmetic can read them
+/// there: rows of whole vectors, and the buffer goes on to the tile's end. `once`: they are read only once; otherwise rows
+/// must be neighbours, too, as rows that lie far apart displace each other from the cache.
 #[inline(always)]
-pub(super) fn transpose<V: Vf32>(tile: &[f32], width: usize, dst: &mut [f32]) {
-    assert!(width.is_multiple_of(8) && tile.len() == TILE * width && dst.len() == TILE * width);
+pub(super) fn in_place<'a, E>(
+    of: QueryRows<'_>,
+    heads: &Heads<'_>,
+    data: &'a [E],
+    base: usize,
+    once: bool,
+) -> Option<Tile<'a, E>> {
+    let hd = of.s.head_dim;
+    let (start, row) = (heads.offset(of.b, base, of.kv_head), heads.token_stride);
+    if hd != padded(hd) || !(once || row == hd) {
+        return None;
+    }
+    let data = data.get(start..start + (TILE - 1) * row + hd)?;
+    Some(Tile { data, row })
+}
+
+/// `dst` [padded(hd), TILE] = the transpose of `tile`.
+#[inline(always)]
+pub(super) fn transpose<V: Vf32>(tile: Tile<'_, f32>, width: usize, dst: &mut [f32]) {
+    let Tile { data: tile, row } = tile;
+    assert!(width.is_multiple_of(8) && tile.len() >= (TILE - 1) * row + width && dst.len() == TILE * width);
     for j in (0..TILE).step_by(8) {
         for c in (0..width).step_by(8) {
             // SAFETY: rows j..j+8 and columns c..c+8 are inside [TILE, width], both multiples of 8, in both buffers,
             // which are distinct borrows.
             unsafe {
                 V::transpose8(
-                    tile.as_ptr().add(j * width + c),
-                    width,
+                    tile.as_ptr().add(j * row + c),
+                    row,
                     dst.as_mut_ptr().add(c * TILE + j),
                     TILE,
                 );

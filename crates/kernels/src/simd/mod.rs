@@ -34,6 +34,18 @@ macro_rules! cpu {
 #[cfg(target_arch = "x86_64")]
 use cpu;
 
+/// Asks for the cache line of `data[at]`, which need not exist.
+#[inline(always)]
+pub(crate) fn ask<T>(data: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; a prefetch reads nothing that the program could see, and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(data.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, at);
+}
+
 /// LANES f32 values in a register. Comparisons follow x86: see [`Vf32::max`].
 pub(crate) trait Vf32: Copy {
     /// Values in a register; at most 16.
