@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Interleaved rounds of Ounce and its peers, with the load others made, as benchmarks/README.md asks.
 
-usage: rounds.py OUT.json [ROUNDS] [WORD]      (only jobs with WORD in their command)
+usage: rounds.py OUT.json [ROUNDS] [WORD] [CONTEXT]
+    only jobs with WORD in their command; the word `attention` runs those of attention alone, at CONTEXT (4096) tokens
 environment: OUNCE (binary, default target/release/ounce), PYTHON (one with torch), LLAMA_BENCH (llama.cpp's),
              MODEL (Hugging Face folder) and GGUF (the same weights for llama.cpp); a peer without its variable is left out.
 """
@@ -10,6 +11,7 @@ import json, os, re, resource, statistics, subprocess, sys, time
 OUT = sys.argv[1]
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 WORD = sys.argv[3] if len(sys.argv) > 3 else ""
+CONTEXT = sys.argv[4] if len(sys.argv) > 4 else "4096"
 OUNCE = os.environ.get("OUNCE", "target/release/ounce")
 PYTHON, LLAMA = os.environ.get("PYTHON"), os.environ.get("LLAMA_BENCH")
 MODEL, GGUF = os.environ.get("MODEL"), os.environ.get("GGUF")
@@ -34,6 +36,12 @@ def torch(name, script, *args, threads="2"):
     return name, [PYTHON, f"{HERE}/{script}", *args], {"OMP_NUM_THREADS": threads}, read
 
 
+def torch_attention(context):
+    def read(text):
+        return {f"torch {k} ({u})": float(v) for k, v, u in re.findall(r"^(\S+) ([\d.]+) (\S+), peak", text, re.M)}
+    return "torch attention", [PYTHON, f"{HERE}/torch_attention.py", context, "32", "128", "2"], {"OMP_NUM_THREADS": "2"}, read
+
+
 def llama(threads):
     def read(text):
         return {f"llama.cpp {threads}t {t['n_prompt'] and 'pp512' or 'tg128'} (tokens/s)": t["avg_ts"] for t in json.loads(text)}
@@ -50,6 +58,12 @@ if PYTHON:
         JOBS.append(torch(f"torch {words}", "torch_train.py", *words.split()))
 if LLAMA and GGUF:
     JOBS.append(llama("2"))
+if WORD == "attention":
+    for method in ["exact", "dga", "moh"]:
+        JOBS.append(ounce("2t ", "attention", "--method", method, "--context", CONTEXT, "--runs", "2"))
+    JOBS.append(ounce("2t ", "attention", "--method", "exact", "--compute", "bf16", "--context", CONTEXT, "--runs", "2"))
+    if PYTHON:
+        JOBS.append(torch_attention(CONTEXT))
 JOBS = [job for job in JOBS if WORD in " ".join(job[1])]
 
 
