@@ -133,10 +133,10 @@ impl Reproduction for LongShort {
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         let Scale { base, tuning, .. } = scale(variant, seed, budget)?;
-        let mut settings = tuning.to_toml();
-        // Two recipes are no TOML: the base stands in comments.
-        for line in base.to_toml().lines() {
-            let _ = writeln!(settings, "# base: {line}");
+        let mut settings = base.to_toml();
+        // Two recipes are no TOML: what follows the first stands in comments.
+        for line in tuning.to_toml().lines() {
+            let _ = writeln!(settings, "# then tuned with: {line}");
         }
         Ok(settings)
     }
