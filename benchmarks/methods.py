@@ -5,7 +5,7 @@ usage: methods.py OUT.json [ROUNDS]      environment: OUNCE (binary, default tar
 
 Every pair is a recipe of models/recipes and the same recipe without its method. `formula` is the ratio of speeds that the
 arithmetic of both predicts: FLOPs per token of the products alone, forward and backward alike."""
-import json, os, re, statistics, subprocess, sys, tempfile
+import json, os, re, resource, statistics, subprocess, sys, tempfile, time
 
 OUT, ROUNDS = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
 OUNCE = os.environ.get("OUNCE", "target/release/ounce")
@@ -34,8 +34,8 @@ def flops(d, length, layers, vocab, ffn, heads=1.0, extra=0.0):
 
 def pairs(read):
     aoe, mole, moh, dga = read("aoe"), read("mole"), read("moh"), read("dga")
-    moe = replaced(without(aoe, "model.config"), family='"moe"')
-    dense = replaced(moe, family='"llama"', intermediate_size=256, experts=None, experts_per_token=None, balance=None)
+    moe = replaced(without(aoe, "model.config"), family=None)
+    dense = replaced(moe, intermediate_size=256, experts=None, experts_per_token=None, balance=None)
     f = lambda ffn, **more: flops(128, 128, 4, 1024, ffn, **more)
     swiglu = lambda width: 6 * 128 * width
     routed = f(swiglu(256) + 2 * 8 * 128)
@@ -63,10 +63,18 @@ def recipe(name):
     return open(os.path.join(RECIPES, f"{name}.toml")).read()
 
 
+def busy():
+    """Processor seconds of everyone, and of our own children."""
+    f = list(map(int, open("/proc/stat").readline().split()[1:9]))
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (sum(f) - f[3] - f[4]) / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime
+
+
 jobs = list(pairs(recipe))
-found, others = {}, []
+found = {}
+start, (all_before, own_before) = time.time(), busy()
 with tempfile.TemporaryDirectory() as folder:
-    for i, (a, x, b, y, formula) in enumerate(jobs):
+    for i, (_, x, _, y, _) in enumerate(jobs):
         for part, text in [("method", x), ("peer", y)]:
             open(f"{folder}/{i}-{part}.toml", "w").write(text)
     for turn in range(ROUNDS):
@@ -74,7 +82,7 @@ with tempfile.TemporaryDirectory() as folder:
             command = [OUNCE, "bench", "train", "--json", "--no-progress", "--runs", "3"]
             for part in ["method", "peer"]:
                 command += ["--recipe", f"{folder}/{i}-{part}.toml"]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows = [json.loads(line)["median"] for line in text.splitlines() if line.startswith("{")]
             entry = found.setdefault(f"{a} against {b}", {"formula": formula, "method": [], "peer": []})
             entry["method"].append(rows[0])
@@ -84,4 +92,7 @@ for name, e in found.items():
     e["ratio"] = statistics.median(e["method"]) / statistics.median(e["peer"])
     s = lambda v: f"{min(v):.0f} / {statistics.median(v):.0f} / {max(v):.0f}"
     print(f"{name}: {s(e['method'])}, {s(e['peer'])}, {e['ratio']:.2f}x, formula {e['formula']}")
-json.dump({"unit": "tokens/s", "rounds": ROUNDS, "figures": found}, open(OUT, "w"), indent=1)
+all_after, own_after = busy()
+others = round(max(0.0, all_after - all_before - own_after + own_before) / (time.time() - start), 3)
+print(f"others kept {others} processors busy")
+json.dump({"unit": "tokens/s", "rounds": ROUNDS, "others_cpus": others, "figures": found}, open(OUT, "w"), indent=1)
