@@ -227,3 +227,14 @@ fn unknown_methods_are_refused_and_every_experiment_is_sound() {
         }
     }
 }
+
+#[test]
+fn a_seed_cannot_be_counted_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir.path().join("out"), false);
+    options.seeds = vec![3, 4, 3];
+    options.method = "ladder".into();
+    let error = reproduce(&options, &mut |_| {}, &AtomicBool::new(false)).err().unwrap();
+    assert_eq!(error.to_string(), "seed 3: is named twice");
+    assert!(!options.out.exists(), "nothing is written");
+}

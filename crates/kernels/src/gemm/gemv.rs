@@ -7,7 +7,7 @@
 
 use super::pack::Lines;
 use crate::isa::{Isa, isa};
-use crate::simd::{Element, Vf32, kernel};
+use crate::simd::{Element, Vf32, ask, kernel};
 
 /// Bytes between rows of W that are read together, at least: four pages.
 const APART: usize = 16 * 1024;
@@ -56,18 +56,6 @@ pub(super) fn round_of_rows(bytes: usize) -> usize {
     together(if isa() == Isa::Avx512 { 16 } else { 8 }) * apart(bytes)
 }
 
-/// Asks for the cache line [`AHEAD`] of `p`, which need not exist.
-#[inline(always)]
-fn ask_ahead<E>(p: *const E) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of every x86-64; a prefetch reads nothing that the program could see, and never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast::<i8>().wrapping_add(AHEAD));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Adds the products of elements p .. p + LANES to the sums.
 ///
 /// # Safety
@@ -111,7 +99,7 @@ unsafe fn dots<V: Vf32, E: Element, const R: usize, const M: usize>(w: Lines<'_,
         let mut p = 0;
         while p + per_line <= k {
             for r in 0..R {
-                ask_ahead(first.as_ptr().wrapping_add(r * w.stride + p));
+                ask(first, r * w.stride + p + AHEAD / size_of::<E>());
             }
             for q in (0..per_line).step_by(V::LANES) {
                 step::<V, E, R, M>(first.as_ptr(), w.stride, p + q, rows, &mut sums);

@@ -183,6 +183,18 @@ pub fn run_experiment(
             hint: "--resume continues what is there; choose another folder to start again".into(),
         });
     }
+    if let Some(seed) = options
+        .seeds
+        .iter()
+        .enumerate()
+        .find_map(|(i, s)| options.seeds[..i].contains(s).then_some(s))
+    {
+        return Err(LabError::Reproduce {
+            what: format!("seed {seed}"),
+            rule: "is named twice".into(),
+            hint: "the same run counted twice narrows intervals without telling more: give different seeds".into(),
+        });
+    }
     let data = out.join("data");
     ounce_data::toy::write_toys(&data, 0, options.budget.pick(400_000, 4_000_000, 16_000_000))?;
     let data = DataDir::from_environment(Some(data));
