@@ -7,6 +7,9 @@ Every pair is a recipe of models/recipes and the same recipe without its method.
 arithmetic of both predicts: FLOPs per token of the products alone, forward and backward alike."""
 import json, os, re, resource, statistics, subprocess, sys, tempfile, time
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
+
 OUT, ROUNDS = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
 OUNCE = os.environ.get("OUNCE", "target/release/ounce")
 RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "models", "recipes")

@@ -8,6 +8,9 @@ environment: OUNCE (binary, default target/release/ounce), PYTHON (one with torc
 """
 import json, os, re, resource, statistics, subprocess, sys, time
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
+
 OUT = sys.argv[1]
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 WORD = sys.argv[3] if len(sys.argv) > 3 else ""

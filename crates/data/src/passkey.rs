@@ -117,21 +117,23 @@ impl Passkey {
             copies,
             ..
         } = *self;
-        if chunk == 0 || digits == 0 || digits > 64 || length > 1 << 24 || copies == 0 {
-            return Err(DataError::Setting {
-                rule: format!(
-                    "chunks of {chunk} tokens, keys of {digits} digits {copies} times, items of {length} tokens"
-                ),
-                hint: "a chunk has at least 1 token, a key 1 to 64 digits and 1 copy, an item at most 2^24 tokens",
-            });
+        for (what, value, most, hint) in [
+            ("tokens of a chunk", chunk, 1 << 24, "64 is usual"),
+            ("digits of a key", digits, 64, "5 are usual"),
+            ("copies of a key", copies, 1 << 24, "1 is usual"),
+            ("tokens of an item", length, 1 << 24, "four chunks are enough"),
+        ] {
+            if !(1..=most).contains(&value) {
+                let rule = format!("{what} must be in 1..={most}, are {value}");
+                return Err(DataError::Setting { rule, hint });
+            }
         }
-        if self.length < self.digits + 2 || self.answer() < 2 * self.chunk + self.needle() + 1 {
+        if length < digits + 2 || self.answer() < 2 * chunk + self.needle() + 1 {
             return Err(DataError::Setting {
                 rule: format!(
-                    "an item of {} tokens is too short for chunks of {}",
-                    self.length, self.chunk
+                    "an item of {length} tokens is too short for chunks of {chunk} and keys of {digits} digits"
                 ),
-                hint: "the key stands at least two chunks before the end: four chunks are enough",
+                hint: "the key stands at least two chunks before the end: lengthen the item, or shorten the key",
             });
         }
         Ok(())
@@ -323,10 +325,17 @@ mod tests {
         };
         assert!(good.check().is_ok());
         for (bad, rule) in [
-            (Passkey { chunk: 0, ..good }, "chunks of 0"),
-            (Passkey { digits: 0, ..good }, "keys of 0"),
-            (Passkey { copies: 0, ..good }, "0 times"),
-            (Passkey { digits: 65, ..good }, "keys of 65"),
+            (
+                Passkey { chunk: 0, ..good },
+                "tokens of a chunk must be in 1..=16777216, are 0",
+            ),
+            (
+                Passkey { digits: 0, ..good },
+                "digits of a key must be in 1..=64, are 0",
+            ),
+            (Passkey { copies: 0, ..good }, "copies of a key must be"),
+            (Passkey { digits: 65, ..good }, "are 65"),
+            (Passkey { length: 0, ..good }, "tokens of an item must be"),
             (Passkey { length: 130, ..good }, "too short"),
             (Passkey { chunk: 300, ..good }, "too short"),
         ] {

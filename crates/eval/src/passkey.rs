@@ -12,13 +12,10 @@ use crate::{
     statistics::Accuracy,
 };
 use ounce_data::passkey::{Item, Passkey};
-use ounce_model::{Batch, Model, Retrieved};
+use ounce_model::{Batch, Model, PIECE, Retrieved};
 use ounce_tensor::{Compute, no_grad};
 use serde::Serialize;
 use std::time::Instant;
-
-/// Tokens of a piece of the prompt.
-const PIECE: usize = 4096;
 
 /// How the hidden chunk fared among those retrieved for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -106,7 +103,7 @@ pub fn find_passkeys(
     }
     let made = match passkey.generate(seed, items, true) {
         Ok(made) => made,
-        Err(e) => return refuse("passkeys", e.to_string(), "lengthen the text, or shorten the key"),
+        Err(e) => return refuse("passkeys", e.to_string(), e.hint().unwrap_or_default()),
     };
     let start = Instant::now();
     let (mut keys, mut firsts, mut found, mut weight, mut read, mut cache_bytes) =

@@ -4,9 +4,12 @@
 //! token: parameters it meets, arithmetic, and memory it leaves in the cache.
 
 use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
-use ounce_model::{Model, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill};
+use ounce_model::{
+    Model, ModelConfig, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill,
+};
 use ounce_tensor::DType;
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 /// Elements of a tensor looked at together.
@@ -335,6 +338,8 @@ fn methods(model: &Model) -> Vec<Method> {
     let largest = stored.iter().copied().max().unwrap_or(0);
     let config = &model.config;
     let lookup = config.model_type.as_str();
+    let blocks = model.plan().blocks();
+    let routed = blocks.iter().filter_map(|b| Some(b.ffn().as_mole()?.routed())).max();
     let windowed = config.layers.iter().any(|l| l.window.is_some());
     let other = config.attention.as_ref().map(|a| a.key());
     vec![
@@ -350,8 +355,9 @@ fn methods(model: &Model) -> Vec<Method> {
         },
         Method {
             name: "MoLE table",
-            applies: lookup == "mole",
+            applies: lookup == "mole" && routed > Some(0),
             why: match lookup {
+                "mole" if routed == Some(0) => "the model has no routed experts".into(),
                 "mole" => "writes the routed experts as a table that is read by token id".into(),
                 "mole_lut" => "the experts are a table already".into(),
                 _ => "the experts must have been trained on embeddings".into(),
@@ -368,8 +374,35 @@ fn methods(model: &Model) -> Vec<Method> {
             },
             command: "--attention dga",
         },
+        heads(model),
         ladder(model),
     ]
+}
+
+/// What a mixture of half the heads as shared ones would run.
+fn heads(model: &Model) -> Method {
+    let config = &model.config;
+    let shared = config.heads / 2;
+    let active = (config.heads - shared).div_ceil(2);
+    let mut json = Value::Object(config.raw.clone());
+    json["moh"] = json!({ "router": "query_norm", "shared_heads": shared, "active_routed_heads": active });
+    // The converter's own rules: a configuration that cannot be read is one that cannot be made.
+    let refused = match &config.attention {
+        Some(method) => Some(format!("has \"{}\" in its attention already", method.key())),
+        None => ModelConfig::parse("config.json", &json).err().map(|e| e.to_string()),
+    };
+    Method {
+        name: "MoH",
+        applies: refused.is_none(),
+        why: refused.unwrap_or_else(|| {
+            format!(
+                "runs {} of {} heads per token, chosen by the norms of their queries; needs training on",
+                shared + active,
+                config.heads
+            )
+        }),
+        command: "ounce convert --to moh",
+    }
 }
 
 /// What Ladder Residual costs and saves: nothing in parameters, cache and arithmetic; sums between ranks that hide.

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{ModelError, Result},
-    model::{Batch, Model},
+    model::Model,
     sampler::{Sampler, SamplerConfig},
 };
 use ounce_tensor::{Compute, no_grad};
@@ -77,12 +77,8 @@ pub fn generate(
     let mut prefill = Duration::ZERO;
     let mut from = 0;
     for made in 0..options.max_new_tokens {
-        let batch = Batch {
-            ids: &ids[from..],
-            batch: 1,
-            compute: if made == 0 { options.compute } else { Compute::F32 },
-        };
-        let logits = no_grad(|| model.next_logits(batch, &mut *cache))?.to_f32();
+        let compute = if made == 0 { options.compute } else { Compute::F32 };
+        let logits = no_grad(|| model.read(&ids[from..], compute, &mut *cache))?.to_f32();
         if made == 0 {
             prefill = start.elapsed();
         }

@@ -34,7 +34,7 @@ pub use ctx::{Ctx, Noise, Retrieved, Routing, Sink};
 pub use error::{ModelError, Result};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use layer_cache::{LayerCache, MixedCache};
-pub use model::{Batch, Model, ModelOptions};
+pub use model::{Batch, Model, ModelOptions, PIECE};
 pub use param::{Linear, Param};
 pub use residual::{LadderLayers, Residual, Wiring};
 pub use rope::RopeTable;

@@ -16,6 +16,9 @@ use ounce_formats::Checkpoint;
 use ounce_tensor::{Compute, DType, Solo, Tensor, ops, ops::RowSpan};
 use std::{path::Path, sync::Arc};
 
+/// Tokens of a prompt that are read at once: enough for products to be fast, few enough for their results to be small.
+pub const PIECE: usize = 4096;
+
 /// Token ids `[B, T]`, row by row, and how they are to be run.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
@@ -284,6 +287,27 @@ impl Model {
         let mut ctx = self.context(input, None)?;
         let hidden = self.hidden(&mut ctx)?;
         self.logits(&hidden, input.compute)
+    }
+
+    /// Logits `[1, V]` after a prompt. It is read in pieces of [`PIECE`] tokens where attention allows it, so that the memory
+    /// for activations does not grow with it.
+    ///
+    /// # Errors
+    /// If the prompt is empty, an id is outside the vocabulary or the cache refuses.
+    pub fn read(&self, prompt: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
+        let blocks = self.plan.blocks();
+        let piece = match blocks.iter().all(|b| b.attention().reads_in_pieces()) {
+            true => PIECE,
+            false => prompt.len(),
+        };
+        let last = prompt.len().saturating_sub(1) / piece.max(1) * piece;
+        let batch = |ids| Batch { ids, batch: 1, compute };
+        for ids in prompt[..last].chunks(piece.max(1)) {
+            let mut ctx = self.context(batch(ids), Some(&mut *cache))?;
+            ctx.wanted = Some(1);
+            self.hidden(&mut ctx)?;
+        }
+        self.next_logits(batch(&prompt[last..]), cache)
     }
 
     /// Logits `[B, V]` after the last token of each row; earlier tokens come from, and new ones go to, the cache.

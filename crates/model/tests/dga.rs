@@ -1,13 +1,22 @@
 //! DGA as a whole model: mixed with exact layers, decoded, batched, rolled back.
 
-use ounce_model::{Batch, Cache, Model, ModelConfig, weights::FreshWeights};
+use ounce_model::{Batch, Cache, Model, ModelConfig, PIECE, weights::FreshWeights};
 use ounce_tensor::{Compute, Gradients, no_grad, ops};
 use serde_json::{Value, json};
 
 fn model(dga: Value) -> Model {
+    of(dga, 3, 256)
+}
+
+/// One layer, for long prompts.
+fn long(dga: Value) -> Model {
+    of(dga, 1, 1 << 20)
+}
+
+fn of(dga: Value, layers: usize, positions: usize) -> Model {
     let mut config = json!({
-        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 256,
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": positions,
     });
     if !dga.is_null() {
         config["dga"] = dga;
@@ -77,6 +86,30 @@ fn the_function_is_exact_without_groups_and_another_one_with_them() {
         assert!(worst(&full(&model(dga.clone()), &input, 1), &exact) < 1e-4, "{dga}");
     }
     assert!(worst(&full(&model(json!({"group_size": 4})), &input, 1), &exact) > 1e-3);
+}
+
+/// Exact attention reads a long prompt piece by piece; DGA, to which that would be another selection, at once.
+#[test]
+fn a_long_prompt_is_read_as_one() {
+    let input: Vec<u32> = (0..2 * PIECE as u32 + 77)
+        .map(|i| (i * i * 7 + i * 17 + 3) % 40)
+        .collect();
+    for dga in [json!(null), json!({"group_size": 16})] {
+        let model = long(dga.clone());
+        let read = |ids: &[u32]| {
+            let mut cache = model.cache(1, ids.len());
+            let logits = no_grad(|| model.read(ids, Compute::F32, &mut *cache)).unwrap();
+            assert_eq!(cache.len(), ids.len());
+            logits.to_f32()
+        };
+        for ids in [&input[..1], &input[..PIECE], &input[..=PIECE], &input] {
+            let once = next(&model, ids, &mut *model.cache(1, ids.len()));
+            let pieces = read(ids);
+            assert!(worst(&pieces, &once) < 1e-4, "{dga} {}", ids.len());
+            assert!(dga.is_null() || pieces == once, "the same call");
+        }
+        assert!(no_grad(|| model.read(&[], Compute::F32, &mut *model.cache(1, 1))).is_err());
+    }
 }
 
 #[test]

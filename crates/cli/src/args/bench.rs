@@ -28,11 +28,17 @@ pub(crate) enum BenchWhat {
     Decode {
         /// Checkpoint folder
         model: PathBuf,
+        /// Tokens of the prompt before them
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        context: usize,
     },
-    /// Reading a prompt of 512 tokens
+    /// Reading a prompt
     Prefill {
         /// Checkpoint folder
         model: PathBuf,
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 512, value_name = "N")]
+        context: usize,
     },
     /// Attention alone: one layer, over a prompt and token by token, without projections
     Attention {

@@ -28,8 +28,8 @@ pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
         BenchWhat::Kernels => bench::kernels(runs)?,
         BenchWhat::Train { recipes } if recipes.is_empty() => bench::train(runs)?,
         BenchWhat::Train { recipes } => bench::train_recipes(recipes, runs)?,
-        BenchWhat::Decode { model } => vec![bench::decode(&Model::open(model, false)?, runs)?],
-        BenchWhat::Prefill { model } => vec![bench::prefill(&Model::open(model, false)?, runs)?],
+        BenchWhat::Decode { model, context } => vec![bench::decode(&Model::open(model, false)?, *context, runs)?],
+        BenchWhat::Prefill { model, context } => vec![bench::prefill(&Model::open(model, false)?, *context, runs)?],
         BenchWhat::Attention {
             method,
             context,

@@ -4,15 +4,14 @@
 //! the encoder and cross-attention cost in parameters. Right is an answer's first digit, as in the paper; whole keys are
 //! shown too. Keys in held-out texts are the same for all models.
 
-use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench};
+use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, recipe::followed_by};
 use crate::{
     LabError,
-    report::{Axis, Plot, PlotData},
+    report::{Axis, Plot, PlotData, Point, Series},
 };
 use ounce_data::passkey::{Haystack, Passkey, write_passkeys};
 use ounce_eval::{Accuracy, Interval};
 use ounce_train::Recipe;
-use std::fmt::Write as _;
 
 /// See the module.
 pub(super) struct Drt;
@@ -164,15 +163,12 @@ impl Reproduction for Drt {
         budget.pick(2, 3, 3)
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
-        let mut text = first(variant, seed, budget)?.to_toml();
-        if budget == Budget::Full {
-            // As comments: two recipes are no TOML.
-            for line in second("the first stage", seed)?.to_toml().lines() {
-                let _ = writeln!(text, "# {line}");
-            }
-        }
-        let _ = writeln!(text, "# {} keys at {:?}", keys(budget), lengths(budget));
-        Ok(text)
+        let first = first(variant, seed, budget)?;
+        let recipes = match budget {
+            Budget::Full => followed_by(&first, &second("the first stage", seed)?),
+            Budget::Quick | Budget::Standard => first.to_toml(),
+        };
+        Ok(format!("{recipes}# {} keys at {:?}\n", keys(budget), lengths(budget)))
     }
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {
@@ -193,10 +189,8 @@ impl Reproduction for Drt {
             trained = bench.train("train-2", &second(&from, seed)?)?;
         }
         let mut measured = Measured::default();
-        let mut curve = Vec::new();
         for &length in lengths(budget) {
             let found = trained.passkeys(items(length, 1), keys(budget))?;
-            curve.push((length as f64, 100.0 * found.first_digits.accuracy));
             for (what, value) in [
                 ("first", found.first_digits.correct as f64),
                 ("whole", found.keys.correct as f64),
@@ -209,7 +203,6 @@ impl Reproduction for Drt {
         measured
             .values
             .insert("parameters".into(), trained.parameters().0 as f64);
-        measured.curves.insert("first digits".into(), curve);
         measured.curves.insert("validation".into(), validation);
         Ok(measured)
     }
@@ -288,17 +281,30 @@ impl Reproduction for Drt {
             100.0 * FOUND,
             100.0 * LOST,
         );
-        let plot = |title: &str, x: Axis, y: Axis, curve: &str| -> Result<Plot, LabError> {
-            let series = variants.iter().map(|v| results.curve(v, curve));
-            Ok(Plot {
-                title: title.into(),
-                caption: "Mean over seeds.".into(),
-                data: PlotData::Lines {
-                    x,
-                    y,
-                    series: series.collect::<Result<_, _>>()?,
-                },
+        let points = |variant: &str| -> Result<Series, LabError> {
+            let point = |&length: &usize| {
+                let share = Self::share(results, variant, "first", length)?;
+                let [low, high] = share.ci95.map(|end| 100.0 * end);
+                Ok(Point {
+                    x: length as f64,
+                    y: 100.0 * share.accuracy,
+                    low: Some(low),
+                    high: Some(high),
+                    label: String::new(),
+                })
+            };
+            Ok(Series {
+                name: variant.into(),
+                points: lengths.iter().map(point).collect::<Result<_, LabError>>()?,
             })
+        };
+        let found = variants.iter().map(|v| points(v)).collect::<Result<_, _>>()?;
+        let losses = variants.iter().map(|v| results.curve(v, "validation"));
+        let losses = losses.collect::<Result<_, _>>()?;
+        let plot = |title: &str, caption: &str, x: Axis, y: Axis, series: Vec<Series>| Plot {
+            title: title.into(),
+            caption: caption.into(),
+            data: PlotData::Lines { x, y, series },
         };
         Ok(Finding {
             rows,
@@ -307,16 +313,18 @@ impl Reproduction for Drt {
             plots: vec![
                 plot(
                     "First digits right by length of the text",
+                    "Keys of all seeds together, with Wilson's interval.",
                     Axis::log("Text", "tokens"),
                     Axis::linear("Right", "%"),
-                    "first digits",
-                )?,
+                    found,
+                ),
                 plot(
                     "Validation loss over steps",
+                    "Mean over seeds.",
                     Axis::linear("Step", ""),
                     Axis::linear("Loss", "nats per token"),
-                    "validation",
-                )?,
+                    losses,
+                ),
             ],
         })
     }
@@ -356,7 +364,6 @@ mod tests {
                     }
                 }
                 measured.values.insert("parameters".into(), 3e5);
-                measured.curves.insert("first digits".into(), vec![(256.0, right)]);
                 measured.curves.insert("validation".into(), vec![(1.0, 0.1)]);
                 results.insert(variant, seed, measured);
             }

@@ -6,7 +6,7 @@
 
 use super::{
     Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
-    recipe::{Setup, Sizes},
+    recipe::{Setup, Sizes, followed_by},
 };
 use crate::{
     LabError,
@@ -14,7 +14,6 @@ use crate::{
 };
 use ounce_data::toy::write_toys;
 use ounce_train::Recipe;
-use std::fmt::Write as _;
 
 /// See the module.
 pub(super) struct LongShort;
@@ -133,12 +132,7 @@ impl Reproduction for LongShort {
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         let Scale { base, tuning, .. } = scale(variant, seed, budget)?;
-        let mut settings = base.to_toml();
-        // Two recipes are no TOML: what follows the first stands in comments.
-        for line in tuning.to_toml().lines() {
-            let _ = writeln!(settings, "# then tuned with: {line}");
-        }
-        Ok(settings)
+        Ok(followed_by(&base, &tuning))
     }
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {

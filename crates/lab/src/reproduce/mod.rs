@@ -195,6 +195,11 @@ pub fn run_experiment(
             hint: "the same run counted twice narrows intervals without telling more: give different seeds".into(),
         });
     }
+    std::fs::create_dir_all(out).map_err(|e| LabError::Reproduce {
+        what: out.display().to_string(),
+        rule: format!("cannot be made: {e}"),
+        hint: "--out names the folder for runs and report: choose one that you may write to".into(),
+    })?;
     let data = out.join("data");
     ounce_data::toy::write_toys(&data, 0, options.budget.pick(400_000, 4_000_000, 16_000_000))?;
     let data = DataDir::from_environment(Some(data));

@@ -14,7 +14,7 @@ mod tests;
 
 use super::{
     Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
-    recipe::{Setup, Sizes},
+    recipe::{Setup, Sizes, followed_by},
     workbench::token_entropy,
 };
 use crate::{
@@ -166,14 +166,11 @@ impl Reproduction for Moh {
     }
     fn settings(&self, variant: &str, seed: u64, budget: Budget) -> Result<String, LabError> {
         let Scale { recipe, tuning, .. } = scale(variant, seed, budget)?;
-        let mut settings = recipe.to_toml();
-        if variant == ALL {
-            // Two recipes are no TOML: what follows the first stands in comments.
-            let tuning = tuning.to_toml();
-            let lines = tuning.lines().map(|line| format!("# {line}\n"));
-            settings.extend(std::iter::once("# then tuned with\n".to_owned()).chain(lines));
-        }
-        Ok(settings)
+        Ok(if variant == ALL {
+            followed_by(&recipe, &tuning)
+        } else {
+            recipe.to_toml()
+        })
     }
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {

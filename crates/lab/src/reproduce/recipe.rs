@@ -124,6 +124,13 @@ export = "f32"
     }
 }
 
+/// The settings of a run of two recipes: the first as TOML, the second in comments below it.
+pub(super) fn followed_by(first: &Recipe, second: &Recipe) -> String {
+    let second = second.to_toml();
+    let lines = second.lines().map(|line| format!("# then: {line}\n"));
+    first.to_toml() + &lines.collect::<String>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +175,12 @@ mod tests {
         assert_eq!(recipe.data.train, ["${data}/toy-text.txt", "${data}/toy-retrieval.txt"]);
         let tuning = setup.tuning("", 7).unwrap();
         assert!(tuning.model.is_none() && tuning.init.is_some());
+        let both = followed_by(&recipe, &tuning);
+        assert!(
+            both.starts_with(&text) && both.contains("\n# then: steps = 80\n"),
+            "{both}"
+        );
+        assert_eq!(Recipe::parse("both", &both, &[]).unwrap().hash(), recipe.hash());
         assert!(setup.recipe("intermediate_size = \"wide\"", 7).is_err());
     }
 }

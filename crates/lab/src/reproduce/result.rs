@@ -269,15 +269,21 @@ impl Reproduced {
             columns,
         );
         for row in &self.result.rows {
+            // Losses and shares want four decimals, percentages two, counts of parameters none.
+            let decimals = match row.ours.abs() {
+                size if size >= 1000.0 => 0,
+                size if size >= 10.0 => 2,
+                _ => 4,
+            };
             let interval = match row.ci95 {
-                Some([low, high]) => Cell::text(format!("{low:.4} to {high:.4}")),
+                Some([low, high]) => Cell::text(format!("{low:.decimals$} to {high:.decimals$}")),
                 None => Cell::missing(),
             };
             table.push(vec![
                 Cell::text(&row.name),
-                Cell::number(row.ours, 4),
+                Cell::number(row.ours, decimals),
                 interval,
-                row.paper.map_or_else(Cell::missing, |p| Cell::number(p, 4)),
+                row.paper.map_or_else(Cell::missing, |p| Cell::number(p, decimals)),
                 Cell::count(row.n as u64),
             ])?;
         }
@@ -296,7 +302,7 @@ impl Reproduced {
         }
         report = report.paragraph(format!(
             "Budget {:?}, seeds {:?}; differences are taken seed by seed. Intervals are 95 % intervals of Student's t \
-             over seeds. All runs together took {:.0} seconds.",
+             over seeds, where a row says nothing else. All runs together took {:.0} seconds.",
             r.budget, r.seeds, r.seconds
         ));
         report.footer = Footer {

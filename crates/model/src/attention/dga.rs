@@ -126,6 +126,11 @@ impl Attention for Dga {
         self.base.visit(f);
     }
 
+    /// What is added to a filled cache is grouped as if it had been decoded.
+    fn reads_in_pieces(&self) -> bool {
+        false
+    }
+
     fn layer_cache(&self, batch: usize) -> Option<Box<dyn LayerCache>> {
         Some(Box::new(DgaCache::new(
             self.config.clone(),

@@ -28,6 +28,10 @@ pub trait Attention: Send + Sync {
     fn forward(&self, x: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor>;
     /// Visits every parameter, in checkpoint order.
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
+    /// Is a prompt that is read piece by piece through a cache the same to it as one read at once?
+    fn reads_in_pieces(&self) -> bool {
+        true
+    }
     /// What the layer keeps of `batch` sequences, if that is not plainly all keys and values.
     fn layer_cache(&self, _batch: usize) -> Option<Box<dyn LayerCache>> {
         None

@@ -164,6 +164,11 @@ pub struct MoleFfn {
 }
 
 impl MoleFfn {
+    /// E, the experts beside the shared one.
+    pub fn routed(&self) -> usize {
+        self.routed.as_ref().map_or(0, |routed| routed.count)
+    }
+
     fn new(mole: &MoleConfig, config: &ModelConfig, layer: usize, weights: &mut dyn Weights) -> Result<Self> {
         let prefix = format!("model.layers.{layer}");
         let (d, layers) = (config.hidden_size, config.layers.len());
