@@ -10,6 +10,9 @@ pub(crate) struct Keys<'a> {
     pub(crate) map: &'a Map<String, Value>,
 }
 
+/// The hint where a file says what no file should.
+pub(super) const DAMAGED: &str = "the file may be damaged, or made for another program";
+
 impl<'a> Keys<'a> {
     /// The value of `key`; absent and `null` are the same.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
@@ -17,12 +20,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn bad<T>(&self, key: &str, rule: impl Into<String>) -> Result<T> {
-        refuse(
-            self.file,
-            key,
-            rule,
-            "the file may be damaged, or made for another program",
-        )
+        refuse(self.file, key, rule, DAMAGED)
     }
 
     /// A whole number in `range`, if present.

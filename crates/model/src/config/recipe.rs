@@ -1,6 +1,6 @@
 //! The model section of a training recipe: few keys, turned into the `config.json` of a stock family.
 
-use super::{ModelConfig, refuse};
+use super::{ModelConfig, keys::DAMAGED, refuse};
 use crate::{
     error::{ModelError, Result},
     residual::Residual,
@@ -146,6 +146,10 @@ impl ModelShape {
                 return refuse("recipe", key, format!("must be a finite number, is {value}"), HINT);
             }
         }
+        if self.balance < 0.0 {
+            let rule = format!("must not be negative, is {}", self.balance);
+            return refuse("recipe", "model.balance", rule, "0 turns the balance loss off");
+        }
         if (self.experts.is_some() || self.family.is_some()) && !self.residual.is_sequential() {
             return refuse(
                 "recipe",
@@ -154,7 +158,33 @@ impl ModelShape {
                 "remove model.experts and model.family, or model.residual",
             );
         }
-        ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(in_words_of_the_recipe)
+        ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(|e| self.in_words_of_the_recipe(e))
+    }
+
+    fn in_words_of_the_recipe(&self, error: ModelError) -> ModelError {
+        let ModelError::Config { file, key, rule, hint } = error else {
+            return error;
+        };
+        let named = |word: &str| {
+            NAMES
+                .iter()
+                .find(|(config, _)| *config == word)
+                .map(|(_, recipe)| *recipe)
+        };
+        let key = match named(&key) {
+            _ if self.config.contains_key(&key) => format!("model.config.{key}"),
+            Some(name) => name.to_owned(),
+            None => format!("model.{key}"),
+        };
+        // Rules name other keys, too ("must divide hidden_size = 32").
+        let words = rule.split(' ').map(|word| named(word).unwrap_or(word));
+        let rule = words.collect::<Vec<_>>().join(" ");
+        // A recipe is written by hand: that a file may be damaged helps nobody.
+        let hint = match hint.as_str() {
+            "" | DAMAGED => HINT.into(),
+            _ => hint,
+        };
+        ModelError::Config { file, key, rule, hint }
     }
 
     /// Whether the shape is in range whatever the vocabulary; the key, the broken rule and a hint if not.
@@ -173,13 +203,15 @@ impl ModelShape {
 const HINT: &str = "docs/training.md lists all keys and their ranges";
 
 /// Keys of a `config.json` and what a recipe calls them.
-const NAMES: [(&str, &str); 12] = [
+const NAMES: [(&str, &str); 14] = [
     ("num_key_value_heads", "model.kv_heads"),
     ("num_attention_heads", "model.heads"),
     ("head_dim", "model.hidden_size / model.heads"),
     ("num_hidden_layers", "model.layers"),
     ("num_experts_per_tok", "model.experts_per_token"),
     ("num_local_experts", "model.experts"),
+    ("num_experts", "model.experts"),
+    ("ladder_layers", "model.residual.layers"),
     ("router_aux_loss_coef", "model.balance"),
     ("max_position_embeddings", "model.max_positions"),
     ("intermediate_size", "model.intermediate_size"),
@@ -188,22 +220,50 @@ const NAMES: [(&str, &str); 12] = [
     ("vocab_size", "the vocabulary"),
 ];
 
-fn in_words_of_the_recipe(error: ModelError) -> ModelError {
-    let ModelError::Config { file, key, rule, .. } = error else {
-        return error;
-    };
-    let named = NAMES.iter().find(|(config, _)| *config == key);
-    let key = named.map_or_else(|| format!("model.{key}"), |(_, recipe)| (*recipe).to_owned());
-    // Rules name other keys, too ("must divide hidden_size = 32").
-    let words = rule.split(' ').map(|word| {
-        let named = NAMES.iter().find(|(config, _)| *config == word);
-        named.map_or(word, |(_, recipe)| recipe)
-    });
-    let rule = words.collect::<Vec<_>>().join(" ");
-    ModelError::Config {
-        file,
-        key,
-        rule,
-        hint: HINT.into(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Key, rule and hint of what is wrong with a small AoE model after `change`.
+    fn refused(change: impl FnOnce(&mut Value)) -> (String, String, String) {
+        let mut shape = json!({
+            "family": "aoe", "hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 8, "experts": 4,
+            "experts_per_token": 2, "config": { "aoe_d_low": 4, "aoe_d_wide": 8 }
+        });
+        change(&mut shape);
+        serde_json::from_value::<ModelShape>(shape)
+            .unwrap()
+            .check()
+            .unwrap_err()
+    }
+
+    #[test]
+    fn refusals_name_the_recipes_keys_and_keep_the_methods_hints() {
+        let said = |key: &str, rule: &str, hint: &str| (key.to_owned(), rule.to_owned(), hint.to_owned());
+        assert_eq!(
+            refused(|shape| shape["experts_per_token"] = json!(9)),
+            said(
+                "model.experts_per_token",
+                "must be at most model.experts = 4, is 9",
+                "a token cannot choose an expert twice"
+            )
+        );
+        assert_eq!(
+            refused(|shape| shape["balance"] = json!(-1.0)),
+            said(
+                "model.balance",
+                "must not be negative, is -1",
+                "0 turns the balance loss off"
+            )
+        );
+        // A key below [model.config], and a rule without a hint of its own.
+        let (key, _, hint) = refused(|shape| shape["config"]["aoe_d_low"] = json!(0));
+        assert_eq!((key.as_str(), hint.as_str()), ("model.config.aoe_d_low", HINT));
+        let (key, rule, _) = refused(|shape| {
+            *shape = json!({ "hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 8,
+                "residual": { "wiring": "ladder", "layers": [0, 7] } });
+        });
+        assert_eq!(key, "model.residual.layers");
+        assert!(rule.contains("layer 7 is beyond the model"), "{rule}");
     }
 }
