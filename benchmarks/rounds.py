@@ -39,10 +39,10 @@ def torch(name, script, *args, threads="2"):
     return name, [PYTHON, f"{HERE}/{script}", *args], {"OMP_NUM_THREADS": threads}, read
 
 
-def torch_attention(context):
+def torch_attention(context, runs):
     def read(text):
         return {f"torch {k} ({u})": float(v) for k, v, u in re.findall(r"^(\S+) ([\d.]+) (\S+), peak", text, re.M)}
-    return "torch attention", [PYTHON, f"{HERE}/torch_attention.py", context, "32", "128", "2"], {"OMP_NUM_THREADS": "2"}, read
+    return "torch attention", [PYTHON, f"{HERE}/torch_attention.py", context, "32", "128", runs], {"OMP_NUM_THREADS": "2"}, read
 
 
 def llama(threads):
@@ -62,11 +62,13 @@ if PYTHON:
 if LLAMA and GGUF:
     JOBS.append(llama("2"))
 if WORD == "attention":
-    for method in ["exact", "dga", "moh"]:
-        JOBS.append(ounce("2t ", "attention", "--method", method, "--context", CONTEXT, "--runs", "2"))
-    JOBS.append(ounce("2t ", "attention", "--method", "exact", "--compute", "bf16", "--context", CONTEXT, "--runs", "2"))
+    # MoH's share of the time does not depend on the context; long prompts take minutes.
+    runs, methods = ("2", ["exact", "dga", "moh"]) if int(CONTEXT) <= 4096 else ("1", ["exact", "dga"])
+    for method in methods:
+        JOBS.append(ounce("2t ", "attention", "--method", method, "--context", CONTEXT, "--runs", runs))
+    JOBS.append(ounce("2t ", "attention", "--method", "exact", "--compute", "bf16", "--context", CONTEXT, "--runs", runs))
     if PYTHON:
-        JOBS.append(torch_attention(CONTEXT))
+        JOBS.append(torch_attention(CONTEXT, runs))
 JOBS = [job for job in JOBS if WORD in " ".join(job[1])]
 
 
