@@ -4,15 +4,11 @@
 //! As in the paper, a trained model is tuned for some hundred steps; all penalties of a seed start from the same one. Its
 //! text has notes that recur at a distance, so that the model has a use of distant context to lose.
 
-use super::{
-    Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench,
-    recipe::{Setup, Sizes, followed_by},
-};
+use super::{Budget, Finding, Measured, Reproduction, Results, Row, Verdict, Workbench, copying, recipe::followed_by};
 use crate::{
     LabError,
     report::{Axis, Plot, PlotData, Series},
 };
-use ounce_data::toy::write_toys;
 use ounce_train::Recipe;
 
 /// See the module.
@@ -29,7 +25,7 @@ const PENALTY: &str = "sce-0.1";
 const SEES: f64 = 0.1;
 
 /// Lengths of evaluation, in training lengths.
-const MULTIPLES: [usize; 3] = [1, 2, 4];
+const MULTIPLES: [usize; 3] = [1, 2, copying::POSITIONS];
 
 /// Divergence and weight of a variant.
 fn penalty(variant: &str) -> (&'static str, &str) {
@@ -49,48 +45,15 @@ struct Scale {
 }
 
 fn scale(variant: &str, seed: u64, budget: Budget) -> Result<Scale, LabError> {
-    // At most 1 M parameters up to `standard`.
-    let sizes = Sizes::pick(
-        budget,
-        [64, 3, 160, 512, 64, 1500, 24],
-        [96, 4, 256, 512, 64, 2500, 24],
-        [192, 6, 512, 2048, 128, 8000, 24],
-    );
-    let setup = Setup {
-        sizes,
-        heads: 4,
-        positions: sizes.length * MULTIPLES[MULTIPLES.len() - 1],
-        corpora: &["notes/toy-notes"],
-        eval_tokens: 2048,
-    };
-    // Weights of 1 / sqrt(width) and a high rate: with the usual 0.02 and 3e-3 copying takes several times the steps.
-    let own = format!(
-        "intermediate_size = {}\ntied = true\nconfig = {{ initializer_range = {} }}",
-        sizes.ffn,
-        budget.pick("0.125", "0.1", "0.07")
-    );
-    let mut base = setup.recipe(&own, seed)?;
-    base.optimizer.lr = budget.pick(1e-2, 6e-3, 3e-3);
+    let sizes = copying::sizes(budget);
     let (divergence, alpha) = penalty(variant);
-    let tuning = Setup {
-        sizes: Sizes {
-            steps: budget.pick(200, 400, 1000),
-            batch: sizes.batch / 2,
-            ..sizes
-        },
-        ..setup
-    };
     let objective = format!("[objective]\nkind = \"long_short\"\nalpha = {alpha}\ndivergence = \"{divergence}\"");
+    let steps = budget.pick(200, 400, 1000);
     Ok(Scale {
         length: sizes.length,
-        base,
-        tuning: tuning.tuning(&objective, seed)?,
+        base: copying::base(seed, budget)?,
+        tuning: copying::tuning(&objective, seed, budget, [steps, sizes.batch / 2, sizes.length])?,
     })
-}
-
-/// Bytes of the training text: enough that it is not learned by heart.
-fn bytes(budget: Budget) -> usize {
-    budget.pick(3_000_000, 6_000_000, 40_000_000)
 }
 
 fn loss_name(multiple: usize) -> String {
@@ -136,16 +99,8 @@ impl Reproduction for LongShort {
     }
 
     fn run(&self, variant: &str, seed: u64, bench: &mut Workbench<'_>) -> Result<Measured, LabError> {
-        let Scale {
-            length,
-            base,
-            mut tuning,
-        } = scale(variant, seed, bench.budget)?;
-        write_toys(&bench.data.expand("${data}/notes")?, 0, bytes(bench.budget))?;
-        let start = bench.train_shared(&format!("seed-{seed}"), &base)?;
-        tuning.init = Some(start.folder.display().to_string());
-        let trained = bench.train("train", &tuning)?;
-        let ids = trained.ids(&bench.text("notes/toy-notes.valid.txt")?)?;
+        let Scale { length, base, tuning } = scale(variant, seed, bench.budget)?;
+        let (trained, ids) = copying::tuned(&base, tuning, seed, bench)?;
         let mut measured = Measured::default();
         let mut curve = Vec::new();
         for multiple in MULTIPLES {

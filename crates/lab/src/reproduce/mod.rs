@@ -10,6 +10,7 @@
 
 mod aoe;
 mod comparison;
+mod copying;
 mod dga;
 mod drt;
 mod ladder;

@@ -4,8 +4,7 @@ use super::Budget;
 use crate::LabError;
 use ounce_data::{DataDir, passkey::Passkey};
 use ounce_eval::{
-    ChoiceItem, Encoder, Misalignment, MisalignmentOptions, Passage, PasskeyReport, ScoreOptions, find_passkeys,
-    log_probabilities, score_choices, silent,
+    Misalignment, MisalignmentOptions, Passage, PasskeyReport, ScoreOptions, find_passkeys, log_probabilities, silent,
 };
 use ounce_formats::fsx;
 use ounce_model::{Batch, Model, ModelError, ModelOptions, Routing, Tokenizer};
@@ -292,27 +291,6 @@ impl Trained {
         }
         loads.iter_mut().flatten().for_each(|load| *load /= seen);
         Ok(loads)
-    }
-
-    /// Share of questions that are answered rightly by likelihood.
-    ///
-    /// # Errors
-    /// If there is no question, or one cannot be scored.
-    pub fn accuracy(&self, items: &[ChoiceItem]) -> Result<f64, LabError> {
-        let encode = |text: &str| self.tokenizer.encode(text, false).map_err(Into::into);
-        let encoder = Encoder {
-            encode: &encode,
-            start: None,
-        };
-        let scores = score_choices(&self.model, items, encoder, &F32, &mut silent)?;
-        if scores.is_empty() {
-            return Err(LabError::Reproduce {
-                what: "the text".into(),
-                rule: "holds no question".into(),
-                hint: String::new(),
-            });
-        }
-        Ok(scores.iter().filter(|s| s.correct).count() as f64 / scores.len() as f64)
     }
 }
 
