@@ -296,13 +296,14 @@ impl Model {
     /// If the prompt is empty, an id is outside the vocabulary or the cache refuses.
     pub fn read(&self, prompt: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
         let blocks = self.plan.blocks();
-        let piece = match blocks.iter().all(|b| b.attention().reads_in_pieces()) {
-            true => PIECE,
-            false => prompt.len(),
+        let piece = if blocks.iter().all(|b| b.attention().reads_in_pieces()) {
+            PIECE
+        } else {
+            prompt.len().max(1)
         };
-        let last = prompt.len().saturating_sub(1) / piece.max(1) * piece;
+        let last = prompt.len().saturating_sub(1) / piece * piece;
         let batch = |ids| Batch { ids, batch: 1, compute };
-        for ids in prompt[..last].chunks(piece.max(1)) {
+        for ids in prompt[..last].chunks(piece) {
             let mut ctx = self.context(batch(ids), Some(&mut *cache))?;
             ctx.wanted = Some(1);
             self.hidden(&mut ctx)?;

@@ -56,9 +56,9 @@ pub(super) fn tuning(
     [steps, batch, length]: [usize; 3],
 ) -> Result<Recipe, LabError> {
     let sizes = Sizes {
+        length,
         steps,
         batch,
-        length,
         ..sizes(budget)
     };
     setup(budget, sizes).tuning(own, seed)
