@@ -14,7 +14,7 @@ use super::{
     tiles::{QueryRows, Tile, in_place, pack_keys, pack_queries, padded, take, transpose, with_scratch},
 };
 use crate::{
-    Data, parallel_for,
+    Compute, Data, parallel_for,
     pool::SharedMut,
     simd::{Element, Vf32, ask, kernel},
 };
@@ -36,12 +36,12 @@ const LINE: usize = 64;
 const WIDEN_ROWS: usize = 2;
 
 /// Everything that the tasks read.
-struct Problem<'a> {
-    q: &'a [f32],
-    k: Heads<'a>,
-    v: Heads<'a>,
+pub(super) struct Problem<'a> {
+    pub(super) q: &'a [f32],
+    pub(super) k: Heads<'a>,
+    pub(super) v: Heads<'a>,
     /// The shape's scale.
-    scale: f32,
+    pub(super) scale: f32,
 }
 
 /// See [`super::attention`].
@@ -53,6 +53,7 @@ pub(super) fn attention(
     v: Heads<'_>,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
+    compute: Compute,
 ) {
     let count = QueryRows::count(s);
     if count == 0 || s.batch == 0 || s.head_dim == 0 {
@@ -107,6 +108,10 @@ pub(super) fn attention(
             finish(head(h), 0..count, &first, &out, lse.as_ref());
         });
         return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if compute == Compute::Bf16 && crate::isa::isa() == crate::Isa::Amx && lse.is_none() && super::amx::pays(count) {
+        return super::amx::attention(&problem, s, rows, &out);
     }
     let blocks = count.div_ceil(BLOCK);
     let block = count.div_ceil(blocks).next_multiple_of(ROWS);
@@ -349,7 +354,7 @@ fn dot_rows<V: Vf32, E: Element>(
 }
 
 /// Divides by the sums and writes rows `range` of the result.
-fn finish(
+pub(super) fn finish(
     of: QueryRows<'_>,
     range: Range<usize>,
     running: &Running<'_>,
@@ -357,7 +362,7 @@ fn finish(
     lse: Option<&SharedMut<'_, f32>>,
 ) {
     let hd = of.s.head_dim;
-    for (x, (r, values)) in range.zip(running.values.chunks_exact(padded(hd))).enumerate() {
+    for (x, (r, values)) in range.zip(running.values.chunks_exact(running.width())).enumerate() {
         let (max, sum) = (running.max[x], running.sum[x]);
         // A sum of 0 means that the row saw nothing, unless scores were NaN, which must not be hidden.
         let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };

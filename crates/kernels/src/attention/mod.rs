@@ -5,20 +5,24 @@
 //! It must not know caches (a caller describes them by strides), positions other than those in [`AttentionRows`], or
 //! rotary embedding.
 //!
-//! Arithmetic: everything is f32, under either [`Compute`]. Half precision keys and values are widened exactly, and
-//! `Compute::Bf16` does not round queries, keys or probabilities further: attention is a small share of a step's
-//! products, its softmax is the part that suffers from rounding, and without bf16 instructions the rounding would cost
-//! more than it saves.
+//! Arithmetic: f32, to which half precision keys and values are widened exactly. Under [`Compute::Bf16`] the products of
+//! prompts (32 query rows of a key head or more) are made in bf16 where the processor has tile registers, see `amx`; scores,
+//! softmax and sums stay f32. Training is f32 throughout: the gradient computes the scores again, and they must be those
+//! that its logarithms belong to. So is decoding, whose time is that of reading the cache.
 //!
 //! Bits: each query's softmax runs over tiles of `TILE` keys that start at multiples of `TILE`, whatever task or thread
 //! takes it, so results depend on the inputs and the instruction set only.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backward;
 mod block;
 mod forward;
 mod running;
 mod tiles;
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod amx_tests;
 #[cfg(test)]
 mod tests;
 
@@ -201,7 +205,7 @@ pub fn attention<T: Float>(
     v: Heads<'_>,
     out: &mut [T],
     mut lse: Option<&mut [T]>,
-    _compute: Compute,
+    compute: Compute,
 ) {
     s.check(rows, q.len(), [&k, &v]);
     assert_eq!(out.len(), q.len(), "out must have q's shape");
@@ -213,7 +217,7 @@ pub fn attention<T: Float>(
     }
     let fast_lse = lse.as_deref_mut().map(T::as_f32_mut);
     match (T::as_f32(q), T::as_f32_mut(out)) {
-        (Some(q), Some(out)) => forward::attention(s, rows, q, k, v, out, fast_lse.flatten()),
+        (Some(q), Some(out)) => forward::attention(s, rows, q, k, v, out, fast_lse.flatten(), compute),
         _ => reference::attention::attention(s, rows, q, k, v, out, lse),
     }
 }

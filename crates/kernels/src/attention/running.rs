@@ -24,6 +24,11 @@ impl<'a> Running<'a> {
         Self { values, max, sum }
     }
 
+    /// Values of a row.
+    pub(super) fn width(&self) -> usize {
+        self.values.len() / self.max.len()
+    }
+
     /// Back to no key seen.
     pub(super) fn clear(&mut self) {
         self.values.fill(0.0);
@@ -61,7 +66,7 @@ pub(super) fn online_softmax<V: Vf32>(scores: &mut [f32], max: &mut f32, sum: &m
 
 /// Adds the running softmax of later keys to that of earlier ones.
 pub(super) fn join(into: &mut Running<'_>, later: &Running<'_>) {
-    let width = into.values.len() / into.max.len();
+    let width = into.width();
     for r in 0..into.max.len() {
         let max = into.max[r].max(later.max[r]);
         if max == f32::NEG_INFINITY {

@@ -7,17 +7,17 @@ use proptest::prelude::*;
 
 /// A shape with its rows and the tokens its buffers hold.
 #[derive(Debug, Clone)]
-struct Case {
-    s: AttentionShape,
-    q_start: Vec<usize>,
-    kv_begin: Vec<usize>,
-    kv_len: Vec<usize>,
-    capacity: usize,
+pub(super) struct Case {
+    pub(super) s: AttentionShape,
+    pub(super) q_start: Vec<usize>,
+    pub(super) kv_begin: Vec<usize>,
+    pub(super) kv_len: Vec<usize>,
+    pub(super) capacity: usize,
 }
 
 impl Case {
     /// Self-attention over `len` tokens.
-    fn square(batch: usize, len: usize, q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub(super) fn square(batch: usize, len: usize, q_heads: usize, kv_heads: usize, head_dim: usize) -> Self {
         let scale = (head_dim as f64).powf(-0.5);
         let s = AttentionShape {
             batch,
@@ -39,7 +39,7 @@ impl Case {
         }
     }
 
-    fn rows(&self) -> AttentionRows<'_> {
+    pub(super) fn rows(&self) -> AttentionRows<'_> {
         AttentionRows {
             q_start: &self.q_start,
             positions: None,
@@ -48,7 +48,7 @@ impl Case {
         }
     }
 
-    fn heads<'a>(&self, data: Data<'a>) -> Heads<'a> {
+    pub(super) fn heads<'a>(&self, data: Data<'a>) -> Heads<'a> {
         let token_stride = self.s.kv_heads * self.s.head_dim;
         Heads {
             data,
@@ -58,11 +58,11 @@ impl Case {
         }
     }
 
-    fn q_len(&self) -> usize {
+    pub(super) fn q_len(&self) -> usize {
         self.s.batch * self.s.q_len * self.s.q_heads * self.s.head_dim
     }
 
-    fn kv_len(&self) -> usize {
+    pub(super) fn kv_len(&self) -> usize {
         self.s.batch * self.capacity * self.s.kv_heads * self.s.head_dim
     }
 
@@ -98,7 +98,7 @@ fn run<T: crate::Float>(case: &Case, q: &[T], k: Data<'_>, v: Data<'_>, dout: &[
     [out, lse, dq, dk, dv]
 }
 
-fn wide(x: &[f32]) -> Vec<f64> {
+pub(super) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
 

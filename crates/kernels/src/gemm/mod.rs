@@ -3,6 +3,8 @@
 //! One entry point, [`gemm`], serves every shape: f64 takes the plain loops of `reference`, f32 the fast paths.
 //! It must not know what the matrices are (weights, activations, gradients); strides and dtypes say all it needs.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod blocked;
 mod gemv;
 mod microkernel;
