@@ -189,12 +189,7 @@ mod tests {
         let expected = Checkpoint::open(&golden.join("mole_lut")).unwrap();
         let expected = expected.view(TABLE).unwrap().to_f32_vec().unwrap();
         let ours = Tensor::from_le_bytes(&whole, DType::F32, &[expected.len()]).unwrap();
-        let worst = ours
-            .to_f32()
-            .iter()
-            .zip(&expected)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = ounce_tensor::largest_difference(&ours.to_f32(), &expected);
         assert!(worst < 2e-6, "{worst}");
         assert_eq!(build(1024, DType::F16), ours.cast(DType::F16).unwrap().bytes());
     }

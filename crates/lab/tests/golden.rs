@@ -122,3 +122,33 @@ fn a_case_of_the_wrong_shape_fails_and_does_not_panic() {
         assert_eq!(checks[0].passed, shape == [1, 1, 1], "{shape:?}: {checks:?}");
     }
 }
+
+/// NaN is no number near any other.
+#[test]
+fn heights_that_are_nan_or_too_few_fail() {
+    for (heights, passes) in [(&[1.0][..], true), (&[f64::NAN], false), (&[1.0, 1.0], false)] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("case.json"), "{\"kind\": \"merge\"}").unwrap();
+        let bytes = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let (points, heights_bytes) = (bytes(&[0.0, 1.0]), bytes(heights));
+        let labels: Vec<u8> = [0_i64, 1].iter().flat_map(|v| v.to_le_bytes()).collect();
+        ounce_formats::write_file(
+            &dir.path().join("expected.safetensors"),
+            &[
+                ("points.0", ounce_formats::Dtype::F64, &[2, 1], &points),
+                ("labels.0.average", ounce_formats::Dtype::I64, &[2], &labels),
+                (
+                    "heights.0.average",
+                    ounce_formats::Dtype::F64,
+                    &[heights.len()],
+                    &heights_bytes,
+                ),
+            ],
+            &std::collections::BTreeMap::new(),
+        )
+        .unwrap();
+        let checks = verify_case(dir.path());
+        let heights = checks.iter().find(|c| c.check.starts_with("heights")).unwrap();
+        assert_eq!(heights.passed, passes, "{checks:?}");
+    }
+}

@@ -47,7 +47,7 @@ fn next(model: &Model, ids: &[u32], cache: &mut dyn Cache) -> Vec<f32> {
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+    ounce_tensor::largest_difference(a, b) as f32
 }
 
 #[test]

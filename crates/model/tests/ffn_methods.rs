@@ -33,6 +33,7 @@ fn families() -> Vec<(&'static str, Value)> {
         ("aoe", aoe("softmax_selected")),
         ("aoe", aoe("softmax_all")),
         ("mole", json!({ "hidden_act": "gelu" })),
+        ("mole_lut", json!({ "hidden_act": "gelu" })),
     ]
 }
 

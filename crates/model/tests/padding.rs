@@ -167,7 +167,7 @@ fn run(model: &mut Model, ids: &[u32], real: &[Range<usize>]) -> Said {
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+    ounce_tensor::largest_difference(a, b) as f32
 }
 
 fn close(what: &str, a: &[f32], b: &[f32]) {

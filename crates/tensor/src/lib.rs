@@ -21,7 +21,7 @@ mod tensor;
 pub use autograd::{Gradients, checkpoint, no_grad, recomputed};
 pub use collective::{Collective, Pending, Solo};
 pub use error::{Result, TensorError};
-pub use gradcheck::gradcheck;
+pub use gradcheck::{gradcheck, largest_difference};
 pub use ounce_kernels::Compute;
 pub use storage::{DType, Element};
 pub use tensor::Tensor;

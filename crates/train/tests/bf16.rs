@@ -61,7 +61,7 @@ fn losses_in_bf16_follow_those_in_f32() {
         let (exact, rough) = (losses(own, "f32"), losses(own, "bf16"));
         assert_ne!(exact, rough, "{name}: bf16 products changed nothing");
         let first = (rough[0] - exact[0]).abs();
-        let worst = exact.iter().zip(&rough).fold(0.0f64, |w, (a, b)| w.max((a - b).abs()));
+        let worst = ounce_tensor::largest_difference(&exact, &rough);
         let end = exact[STEPS as usize - 1];
         assert!(first < 0.005, "{name}: {first}");
         assert!(worst < 0.02, "{name}: {worst}");

@@ -178,7 +178,7 @@ fn blocks_equal_all_logits_at_once() {
         fused.backward(&mut b).unwrap();
         for leaf in [&x, &w] {
             let (a, b) = (a.get(leaf).unwrap().to_f32(), b.get(leaf).unwrap().to_f32());
-            let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let worst = ounce_tensor::largest_difference(&a, &b);
             assert!(worst < 1e-6, "{worst}");
         }
     }
@@ -222,11 +222,7 @@ fn views_in_one_batch_equal_views_run_apart() {
     let size = LENGTH * VOCABULARY;
     for row in 0..4 {
         let alone = run(&views.inputs[row * LENGTH..(row + 1) * LENGTH], 1);
-        let worst = alone
-            .iter()
-            .zip(&together[row * size..(row + 1) * size])
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = ounce_tensor::largest_difference(&alone, &together[row * size..(row + 1) * size]);
         assert!(worst < 1e-5, "{worst}");
     }
 }

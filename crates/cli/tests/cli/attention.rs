@@ -100,10 +100,18 @@ fn dga_runs_on_an_ordinary_checkpoint() {
         fs::remove_file(out).unwrap();
         found
     };
-    let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+    let worst = ounce_tensor::largest_difference::<f32>;
     let exact = floats(&ids, "logits").1;
     assert!(worst(&logits("full"), &exact) < 1e-4);
     assert!(worst(&logits("dga:focal_ratio=1"), &exact) < 1e-4, "all tokens focal");
+    assert!(
+        worst(&logits("dga:focal_ratio=1,m_prime=8,group_size=4"), &exact) < 1e-4,
+        "whatever the block"
+    );
+    assert!(
+        worst(&logits("dga:layers=[0,1],focal_ratio=1"), &exact) < 1e-4,
+        "a list is one setting"
+    );
     assert!(worst(&logits("dga:group_size=2,focal_ratio=0.1,min_len=0"), &exact) > 1e-3);
     let spoken = |method: &str| {
         let args = [
@@ -149,6 +157,14 @@ fn wrong_methods_are_refused_with_a_hint() {
         "sparse",
         "\"sparse\" is not an attention method",
         "known: full, moh, dga",
+    );
+    says(&llama, "dga:layers=[0,1],groups=4", "dga.groups", "known: group_size");
+    says(&llama, "dga:focal_ratio=\"much\"", "dga.focal_ratio", "");
+    says(
+        &llama,
+        "moh:router=query_norm,shared_heads=-1,active_routed_heads=1",
+        "moh.shared_heads",
+        "",
     );
     says(&llama, "dga:focal_ratio=2", "dga.focal_ratio", "0..=1, is 2");
     says(&llama, "dga:group_size=0", "dga.group_size", "from 1, is 0");

@@ -175,6 +175,15 @@ fn absurd_numbers_are_no_fault_of_ours() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+    for model in ["llama", "moh_llama"] {
+        let output = run(&["inspect", text(&golden(model)), "--context", "18446744073709551615"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{model}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
 }
 
 #[test]

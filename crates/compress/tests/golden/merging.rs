@@ -59,7 +59,7 @@ fn merge(experts: &[Weights], members: &[usize], usage: &[f64], rule: MergeRule,
 
 fn worst(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
-    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    ounce_tensor::largest_difference(got, want) as f32
 }
 
 #[test]

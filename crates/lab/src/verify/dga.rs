@@ -16,7 +16,11 @@ pub(super) fn run(f: &Function<'_>, checks: &mut Checks) -> Result<(), VerifyErr
     };
     let unknown = |key: &str| VerifyError::Case(format!("key \"{key}\" is {}, which is not supported", f.case[key]));
     let gamma = f.case["focal_ratio"].as_f64().ok_or_else(|| unknown("focal_ratio"))?;
-    let mut config = DgaConfig::new(number("group_size")?, gamma);
+    let group_size = number("group_size")?;
+    if group_size == 0 {
+        return Err(unknown("group_size"));
+    }
+    let mut config = DgaConfig::new(group_size, gamma);
     config.score_queries = number("score_queries")?;
     config.min_len = 0;
     config.score_mode = match f.case["score_mode"].as_str() {
@@ -93,8 +97,10 @@ pub(super) fn run(f: &Function<'_>, checks: &mut Checks) -> Result<(), VerifyErr
 /// An input `[B,H,L,hd]` as `[B,L,H,hd]`, and its dimensions.
 fn time_first(f: &Function<'_>, name: &str) -> Result<(Tensor, [usize; 4]), VerifyError> {
     let view = f.inputs.view(name)?;
-    let &[b, h, l, hd] = view.shape else {
-        return Err(VerifyError::Case(format!("tensor \"{name}\" must be [B,H,L,hd]")));
+    let (&[b, h, l, hd], false) = (view.shape, view.shape.contains(&0)) else {
+        return Err(VerifyError::Case(format!(
+            "tensor \"{name}\" must be [B,H,L,hd], none of them 0"
+        )));
     };
     let from = view.to_f32_vec()?;
     let mut to = Vec::with_capacity(from.len());

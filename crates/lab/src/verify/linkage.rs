@@ -42,13 +42,8 @@ pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
             if expected.contains(&heights_name) {
                 let theirs = super::doubles(&expected, &heights_name)?;
                 let scale = theirs.iter().fold(1f64, |m, h| m.max(h.abs()));
-                let worst = tree
-                    .heights()
-                    .iter()
-                    .zip(&theirs)
-                    .map(|(a, b)| (a - b).abs() / scale)
-                    .fold(0.0, f64::max);
-                checks.close(heights_name, worst, HEIGHTS);
+                let worst = super::worst(&tree.heights(), &theirs);
+                checks.close(heights_name, worst / scale, HEIGHTS);
             }
         }
         instance += 1;

@@ -374,10 +374,10 @@ impl Case<'_> {
 
 /// 1e-5 absolute plus 1e-4 relative, expressed as a share of what is allowed.
 fn statistic(checks: &mut Checks, name: &str, ours: &[f64], theirs: &[f64]) {
-    let share = |(a, b): (&f64, &f64)| (a - b).abs() / (1e-5 + 1e-4 * b.abs());
-    let worst = ours.iter().zip(theirs).map(share).fold(0.0, f64::max);
+    let allowed: Vec<f64> = theirs.iter().map(|b| 1e-5 + 1e-4 * b.abs()).collect();
+    let share = |values: &[f64]| -> Vec<f64> { values.iter().zip(&allowed).map(|(x, a)| x / a).collect() };
     let worst = if ours.len() == theirs.len() {
-        worst
+        worst(&share(ours), &share(theirs))
     } else {
         f64::INFINITY
     };

@@ -96,16 +96,7 @@ impl Checks {
     }
 }
 
-/// Largest absolute difference; infinite if lengths differ or a value is NaN.
-pub(crate) fn worst(ours: &[f32], theirs: &[f32]) -> f64 {
-    if ours.len() != theirs.len() {
-        return f64::INFINITY;
-    }
-    ours.iter().zip(theirs).fold(0.0, |w, (a, b)| {
-        let d = f64::from((a - b).abs());
-        if d.is_nan() { f64::INFINITY } else { w.max(d) }
-    })
-}
+pub(crate) use ounce_tensor::largest_difference as worst;
 
 /// A named tensor of a golden file as f32.
 pub(crate) fn floats(file: &SafetensorsFile, name: &str) -> Result<Vec<f32>, VerifyError> {

@@ -93,8 +93,23 @@ pub(crate) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Option<
     let asked: Vec<&(&str, Configure)> = METHODS.iter().filter(|(key, _)| keys.get(key).is_some()).collect();
     match asked[..] {
         [] => Ok(None),
-        [(_, configure)] => configure(keys, config).map(Some),
+        [(method, configure)] => configure(keys, config).map(Some).map_err(|e| within(method, keys, e)),
         [(first, _), (second, _), ..] => keys.bad(second, format!("cannot be combined with \"{first}\"")),
+    }
+}
+
+/// The error, with the method's name before a key that stands below it.
+fn within(method: &str, keys: &Keys<'_>, error: ModelError) -> ModelError {
+    match error {
+        ModelError::Config { file, key, rule, hint } if keys.get(method).is_some_and(|m| m.get(&key).is_some()) => {
+            ModelError::Config {
+                key: format!("{method}.{key}"),
+                file,
+                rule,
+                hint,
+            }
+        }
+        other => other,
     }
 }
 
@@ -131,7 +146,13 @@ pub fn overridden(json: &Value, spec: &str) -> Result<Value> {
         );
     }
     let mut object = Map::new();
-    for setting in settings.split(',').filter(|s| !s.is_empty()) {
+    // Commas inside a list part no settings.
+    let mut open = 0i32;
+    let between = |c: char| {
+        open += i32::from(c == '[') - i32::from(c == ']');
+        c == ',' && open <= 0
+    };
+    for setting in settings.split(between).filter(|s| !s.is_empty()) {
         let Some((key, value)) = setting.split_once('=').filter(|_| name != "full") else {
             return fail(
                 format!("\"{setting}\" is not a setting"),

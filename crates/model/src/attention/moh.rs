@@ -22,14 +22,14 @@
 //!   nothing ever uses: refused.
 //! - Equal scores: the lower head wins. The norms of one routed head, or equal norms, have no spread: no gradient.
 //! - The straight-through gradient reaches the selected heads; `straight_through = "all"` passes it to all of them.
-//! - Norms are taken of the query before its rotation changes nothing but rounding; routers run in f32.
+//! - Norms are taken of the rotated query: a rotation changes no norm but by rounding. Routers run in f32.
 //! - Balance loss as in the code: `h_r Σ_i P_i f_i`, P the mean score, f the share of tokens that select i (a constant),
 //!   mean over layers, times `balance`. Padding takes no part.
 //! - Every key and value is computed, kept and visible: a later token may select any head.
 //!
 //! Released code computes all heads and multiplies by the mask. Here inference over several tokens gathers the active
 //! (token, head) pairs and computes attention for those only; training and single tokens use the dense form, which is the
-//! reference.
+//! reference. The projections of queries and outputs are computed for all heads in either form.
 
 mod keys;
 mod norm_scores;
@@ -113,7 +113,7 @@ impl Method for MohConfig {
             Router::QueryNorm => 0.0,
             Router::TwoStage => self.router_rows(config.heads) as f64 * d * l,
         };
-        let kv = (config.kv_bytes_per_token(element) * context) as f64;
+        let kv = config.kv_bytes_per_token(element) as f64 * s;
         vec![
             Cost {
                 what: "parameters of the routers".into(),

@@ -20,6 +20,8 @@
 //! `P_e` the mean of the softmax over all norms; `coefficient · K` when perfectly even.
 //!
 //! What the paper leaves open and what we chose:
+//! - Of its ways to select, top-K by token alone; top-P and the choice of tokens by experts are not here.
+//! - Padding is dispatched like a token and its output thrown away; balance losses and statistics do not count it.
 //! - It does not say how balance losses of layers combine: they are averaged, as in our router mixtures.
 //! - Its formulas divide the K weights by their sum, one of its published programs does not. The formulas are the default
 //!   (`softmax_selected`); under `softmax_all` the weights sum to less than one, and losers get a gradient through them.

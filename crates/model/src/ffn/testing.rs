@@ -50,5 +50,5 @@ pub(super) fn context(ids: &[u32]) -> Ctx<'_> {
 pub(super) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.shape(), b.shape());
     let (a, b) = (a.values::<f64>().unwrap(), b.values::<f64>().unwrap());
-    a.iter().zip(b).fold(0.0, |w, (x, y)| (x - y).abs().max(w))
+    ounce_tensor::largest_difference(a, b)
 }

@@ -368,6 +368,14 @@ impl DrtPlan {
 impl Plan for DrtPlan {
     fn forward(&self, x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let (batch, past) = (ctx.batch, ctx.cache.as_ref().map_or(0, |c| c.len()));
+        let whole = |span: &RowSpan| span.kv_begin == 0 && span.kv_len == past + ctx.len;
+        if !ctx.spans.iter().all(whole) {
+            return Err(ModelError::Input {
+                what: "batch".into(),
+                rule: "has rows with padding, whose chunks would begin in the wrong places".into(),
+                hint: "run rows of unequal length one after the other".into(),
+            });
+        }
         let span = Span {
             chunk: self.drt.chunk,
             past,

@@ -30,6 +30,8 @@ fn bad_values_are_refused_by_key_and_rule() {
         ("enable_alibi", json!(false), "only true"),
         ("chunk_window", json!(16), "only -1"),
         ("num_hidden_layers", json!(7), "sum of decoder_layers, 2"),
+        ("num_hidden_layers", json!("seven"), "whole number"),
+        ("max_position_embeddings", json!("x"), "whole number"),
         ("num_attention_heads", json!(5), "must divide hidden_size"),
         ("num_key_value_heads", json!(3), "must divide num_attention_heads"),
         ("rope_theta", json!(500_000.0), "rotary base is 10000"),

@@ -67,7 +67,7 @@ fn in_pieces(model: &Model, ids: &[u32], rows: usize, lengths: &[usize]) -> Vec<
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+    ounce_tensor::largest_difference(a, b) as f32
 }
 
 /// Equal pieces and what is left.
@@ -90,6 +90,65 @@ fn every_segment_size_and_single_tokens_give_the_same_logits() {
                 worst(&pieces, &whole)
             );
         }
+    }
+}
+
+/// Fresh norms all have gains of 1, which would hide that one stands in another's place.
+struct UnequalGains(FreshWeights);
+
+impl Weights for UnequalGains {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> ounce_model::Result<Tensor> {
+        let made = self.0.tensor(name, shape)?;
+        if shape.len() > 1 {
+            return Ok(made);
+        }
+        let place = name
+            .bytes()
+            .fold(0u32, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
+        let gain = |i: usize| 1.0 + 0.5 * (place as f32 + i as f32 * 1.7).sin();
+        Ok(Tensor::new((0..shape[0]).map(gain).collect(), shape)?)
+    }
+}
+
+#[test]
+fn every_norm_is_used_in_its_place_by_every_path() {
+    let config = ModelConfig::parse("test", &json_of(&[2, 1, 2], 2, false)).unwrap();
+    let mut model = Model::new(config, &mut UnequalGains(FreshWeights { seed: 7, std: 0.3 })).unwrap();
+    let input = ids(43);
+    let whole = forward(&model, &input, 1);
+    for size in [1, 4, 5, 6, 17] {
+        assert!(
+            worst(&in_pieces(&model, &input, 1, &cut(43, size)), &whole) <= 1e-4,
+            "pieces of {size}"
+        );
+    }
+    let mut norms = Vec::new();
+    model.visit(&mut |p| {
+        if p.name.contains("lmk_norms") {
+            norms.push(p.tensor.clone());
+        }
+    });
+    assert_eq!(norms.len(), 2);
+    model.visit(&mut |p| {
+        if p.name.contains("lmk_norms") {
+            p.tensor = norms.pop().unwrap();
+        }
+    });
+    assert!(
+        worst(&forward(&model, &input, 1), &whole) > 1e-3,
+        "the groups' norms differ"
+    );
+}
+
+#[test]
+fn padding_is_refused() {
+    let model = fresh(&json_of(&[1, 1], 2, true));
+    let input = ids(2 * 20);
+    for (kv_begin, kv_len) in [(3, 20), (0, 19)] {
+        let mut ctx = model.context(batch(&input, 2), None).unwrap();
+        (ctx.spans[1].kv_begin, ctx.spans[1].kv_len) = (kv_begin, kv_len);
+        let error = no_grad(|| model.hidden(&mut ctx)).unwrap_err().to_string();
+        assert!(error.contains("padding"), "{error}");
     }
 }
 

@@ -53,5 +53,5 @@ fn logits(model: &Model, ids: &[u32], batch: usize) -> Vec<f32> {
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    ounce_tensor::largest_difference(a, b) as f32
 }

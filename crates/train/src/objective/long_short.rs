@@ -24,7 +24,10 @@
 //! - e is drawn once per *step*, uniformly, from (seed, step): then every micro-batch has equally many pairs, and the mean
 //!   of micro-batch means is the mean over all pairs.
 //! - All overlapping positions count, as write-ups of the paper agree; `min_short_ctx` leaves out those where view B has
-//!   read fewer tokens (a far shorter context than the metric compares).
+//!   read no more than so many tokens (a far shorter context than the metric compares).
+//! - Of the variants that write-ups name, one-sided KL, Jensen-Shannon, pairs at the last or at random positions only, and a
+//!   warm-up of alpha are not here.
+//! - Where a model draws noise (DRT's Gumbel selection), both views draw their own: J then holds the noise of the choice, too.
 //! - The cross-entropy is the mean over both views (`ce = "both"`) or over A alone (`"first"`).
 //! - Gradients go through both views; `stop_grad` holds one of them fixed.
 //! - View B is a raw suffix: no beginning-of-text token is put in front of it. Windows are cut from packed documents without
@@ -100,7 +103,7 @@ pub struct LongShortConfig {
     /// Most tokens that view B lacks; half the window if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra_max: Option<usize>,
-    /// Pairs count from this many tokens of view B on.
+    /// Pairs count where view B has read more than this many tokens.
     pub min_short_ctx: usize,
     /// Which view is held fixed.
     pub stop_grad: StopGrad,

@@ -173,8 +173,12 @@ pub(crate) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Arc<dyn
         }
     };
     if inner.get("m_prime").is_some() {
-        dga.m_prime = Some(at_least("m_prime", group_size, 0)?);
-        dga.min_len = dga.m_prime.unwrap_or(0);
+        let block = at_least("m_prime", group_size, 0)?;
+        // Where all tokens are focal there is nothing to compress, whatever the block.
+        if focal_ratio < 1.0 {
+            dga.m_prime = Some(block);
+            dga.min_len = block;
+        }
     }
     if inner.get("min_len").is_some() {
         dga.min_len = at_least("min_len", 0, 0)?;

@@ -285,3 +285,18 @@ pub(super) fn bias<T: Float>(kind: GroupBias, entropy: T, group_size: usize) -> 
         GroupBias::Entropy => entropy,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scoring_queries_are_the_last_or_half_of_them_spread() {
+        let mut dga = DgaConfig::new(4, 0.1);
+        dga.score_queries = 6;
+        assert_eq!(scoring_queries(20, &dga), [14, 15, 16, 17, 18, 19]);
+        dga.score_mode = ScoreMode::LastStrided;
+        assert_eq!(scoring_queries(20, &dga), [2, 8, 14, 17, 18, 19]);
+        assert_eq!(scoring_queries(4, &dga), [0, 1, 2, 3], "no more than there are");
+    }
+}

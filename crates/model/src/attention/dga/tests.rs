@@ -82,7 +82,7 @@ fn config(group_size: usize, focal_ratio: f64, selection: Selection) -> DgaConfi
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+    ounce_tensor::largest_difference(a, b) as f32
 }
 
 const BOTH: [Selection; 2] = [Selection::Global, Selection::CausalBlock];
@@ -109,6 +109,23 @@ fn the_limits_are_exact_attention() {
             ..config(4, 0.1, Selection::Global)
         };
         assert!(worst(&grouped(&inputs, &s, &short), &reference) < 2e-6, "L <= min_len");
+    }
+}
+
+/// Equal keys: every token has the same weight, and a group that counts as many times as it has members keeps it so.
+#[test]
+fn with_the_logarithm_of_sizes_equal_keys_are_exact() {
+    let s = shape(1, 37, 4, 2);
+    let mut inputs = qkv(&s, 5);
+    let key = f32s(s.head_dim, 9);
+    let n = s.len * s.kv_heads;
+    inputs[1] = Tensor::new(key.repeat(n), &[1, s.len, s.kv_heads, s.head_dim]).unwrap();
+    let reference = exact(&inputs, &s);
+    for selection in BOTH {
+        let mut dga = config(4, 0.2, selection);
+        assert!(worst(&grouped(&inputs, &s, &dga), &reference) > 1e-3, "{selection:?}");
+        dga.group_bias = GroupBias::LogM;
+        assert!(worst(&grouped(&inputs, &s, &dga), &reference) < 2e-6, "{selection:?}");
     }
 }
 

@@ -104,6 +104,48 @@ fn learned_routers_match_finite_differences() {
     }
 }
 
+/// The formulas, head by head: `a` weighs the two kinds, `s` the shared and `r` the chosen routed heads.
+#[test]
+fn learned_gates_are_those_of_both_formulas() {
+    for scaling in ["implemented", "paper"] {
+        let mut layer = layer(
+            &json!({"router": "two_stage", "shared_heads": 2, "active_routed_heads": 2,
+            "scaling": scaling}),
+        );
+        let x = Tensor::new(f64s(T * 12, 1), &[T, 12]).unwrap();
+        let gates = layer.two_stage(&x).unwrap();
+        let mut softmax = std::collections::BTreeMap::new();
+        layer.visit(&mut |p| {
+            if let Some((_, name)) = p.name.rsplit_once("self_attn.wg") {
+                let scores = ops::linear(&x, &p.tensor, Compute::F32).unwrap();
+                let p = ops::softmax(&scores).unwrap();
+                softmax.insert(name.to_owned(), p.values::<f64>().unwrap().to_vec());
+            }
+        });
+        let (r, a, s) = (&softmax[".weight"], &softmax["_0.weight"], &softmax["_1.weight"]);
+        for (t, gates) in gates.all.values::<f64>().unwrap().chunks_exact(6).enumerate() {
+            let r = &r[t * 4..(t + 1) * 4];
+            let mut chosen: Vec<usize> = (0..4).collect();
+            chosen.sort_by(|&i, &j| r[j].total_cmp(&r[i]));
+            chosen.truncate(2);
+            let sum: f64 = chosen.iter().map(|&i| r[i]).sum();
+            for (head, &gate) in gates.iter().enumerate() {
+                let expected = match (head, scaling) {
+                    (0..2, "paper") => a[2 * t] * s[2 * t + head],
+                    (0..2, _) => 2.0 * a[2 * t] * 2.0 * s[2 * t + head],
+                    (head, _) if !chosen.contains(&(head - 2)) => 0.0,
+                    (head, "paper") => a[2 * t + 1] * r[head - 2],
+                    (head, _) => 2.0 * a[2 * t + 1] * 2.0 * r[head - 2] / sum,
+                };
+                assert!(
+                    (gate - expected).abs() < 1e-12,
+                    "{scaling}, head {head}: {gate} is not {expected}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn norm_scores_match_finite_differences() {
     let q = Tensor::new(f64s(3 * 6 * 4, 2), &[18, 4]).unwrap();

@@ -126,6 +126,37 @@ fn total(y: &Tensor, balance: Option<&Tensor>) -> Tensor {
     balance.map_or_else(|| y.clone(), |b| ops::add(&y, b).unwrap())
 }
 
+/// All tokens in one large group, beside empty ones.
+#[test]
+fn one_expert_may_get_every_token() {
+    let c = config(4, 1, Score::Selected, 0.0);
+    let mut w = weights(&c, 5);
+    let mut down = w[0].values::<f64>().unwrap().to_vec();
+    for v in &mut down[2 * c.d_low * D..3 * c.d_low * D] {
+        *v *= 1e3;
+    }
+    w[0] = Tensor::new(down, &[4 * c.d_low, D]).unwrap();
+    let leaves: Vec<Tensor> = w.iter().map(Tensor::requires_grad).collect();
+    let layer = layer(&c, &leaves);
+    let x = values(&[N, D], 2).requires_grad();
+    let made = run(&layer, &x);
+    assert_eq!(made.chosen, [2; N]);
+    let (slow, _) = reference(&layer, &x);
+    assert!(distance(&made.y, &slow) < 1e-9);
+    let (mut ours, mut theirs) = (Gradients::new(), Gradients::new());
+    weigh(&made.y).backward(&mut ours).unwrap();
+    weigh(&slow).backward(&mut theirs).unwrap();
+    for (i, leaf) in leaves.iter().chain([&x]).enumerate() {
+        let zeros = Tensor::zeros(leaf.shape()).cast(ounce_tensor::DType::F64).unwrap();
+        let (ours, theirs) = (ours.get(leaf), theirs.get(leaf));
+        let scale = if i == 0 || i == leaves.len() { 1e-6 } else { 1e-9 };
+        assert!(
+            distance(ours.unwrap_or(&zeros), theirs.unwrap_or(&zeros)) < scale,
+            "{i}"
+        );
+    }
+}
+
 #[test]
 fn one_product_and_sorted_pairs_equal_the_formulas_token_by_token() {
     for (score, balance) in [

@@ -135,6 +135,41 @@ fn one_expert_adds_a_vector_that_depends_on_the_id_alone() {
 }
 
 #[test]
+fn the_router_may_put_everything_on_one_expert() {
+    let mut w = weights(3, 3);
+    let mut router = vec![0.0; 3 * D];
+    for (j, row) in router.chunks_exact_mut(D).enumerate() {
+        row[0] = if j == 1 { 1e4 } else { -1e4 };
+    }
+    w[2] = Tensor::new(router, &[3, D]).unwrap();
+    let leaves: Vec<Tensor> = w.iter().map(Tensor::requires_grad).collect();
+    let layer = layer(3, &leaves);
+    let mut tokens = values(&[IDS.len(), D], 2).values::<f64>().unwrap().to_vec();
+    tokens.iter_mut().step_by(D).for_each(|x| *x = 1.0);
+    let (x, embedding) = (Tensor::new(tokens, &[IDS.len(), D]).unwrap(), values(&[V, D], 1));
+    let y = run(&layer, &x, &embedding, &IDS);
+    let Some(Routed {
+        experts: Experts::Trained { norm, eps, experts },
+        ..
+    }) = &layer.routed
+    else {
+        panic!("the training form is meant");
+    };
+    let at: Vec<usize> = IDS.iter().map(|&id| id as usize).collect();
+    let e = ops::embedding(&embedding, &at, &[IDS.len()]).unwrap();
+    let e = ops::rms_norm(&e, &norm.tensor, *eps).unwrap();
+    let said = experts[1].apply(&e, Compute::F32).unwrap();
+    let expected = ops::add(&layer.shared.apply(&x, Compute::F32).unwrap(), &said).unwrap();
+    assert!(distance(&y, &expected) < 1e-12);
+    let mut gradients = Gradients::new();
+    weigh(&y).backward(&mut gradients).unwrap();
+    for leaf in &leaves {
+        let g = gradients.get(leaf).unwrap().to_f32();
+        assert!(g.iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
 fn equal_experts_make_the_router_irrelevant() {
     let mut w = weights(3, 3);
     for j in 1..3 {

@@ -90,9 +90,11 @@ impl DrtConfig {
 }
 
 /// A whole number, where -1 in the file stands for "does not apply".
-fn none_or(keys: &Keys<'_>, key: &str) -> Option<usize> {
-    let value = keys.get(key).filter(|v| v.as_i64() != Some(-1))?;
-    value.as_u64().map(|v| v as usize)
+fn none_or(keys: &Keys<'_>, key: &str) -> Result<Option<usize>> {
+    match keys.get(key).and_then(serde_json::Value::as_i64) {
+        Some(-1) => Ok(None),
+        _ => keys.count(key, 1..=1 << 40),
+    }
 }
 
 fn read(keys: &Keys<'_>) -> Result<ModelConfig> {
@@ -152,7 +154,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig> {
         );
     }
     let count = drt.lower_layers + drt.groups.iter().sum::<usize>();
-    if let Some(stated) = none_or(keys, "num_hidden_layers")
+    if let Some(stated) = none_or(keys, "num_hidden_layers")?
         && stated != count
     {
         return keys.bad(
@@ -176,7 +178,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig> {
         heads,
         kv_heads,
         head_dim,
-        max_positions: match none_or(keys, "max_position_embeddings") {
+        max_positions: match none_or(keys, "max_position_embeddings")? {
             None => UNBOUNDED,
             Some(_) => keys.count("max_position_embeddings", 1..=1 << 40)?.unwrap_or(UNBOUNDED),
         },
