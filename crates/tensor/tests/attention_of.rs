@@ -21,7 +21,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
     fn masked_afterwards(q_len in 1usize..70, past in 0usize..80, kv_heads in 1usize..4, group in 1usize..5,
-        window in proptest::option::of(1usize..40), begin in 0usize..10, share in 0u64..10, wide: bool, seed in 0u64..1000) {
+        window in proptest::option::of(1usize..40), begin in 0usize..10, share in 0u64..10, wide: bool,
+        narrow: bool, seed in 0u64..1000) {
         let (heads, hd, keys) = (kv_heads * group, 6, past + q_len);
         let make = |n: usize, h: usize, seed: u64| {
             let t = Tensor::new(noise(2 * n * h * hd, seed), &[2, n, h, hd]).unwrap();
@@ -35,11 +36,15 @@ proptest! {
             .map(|x| (x + 1.0) * 5.0 < share as f32)
             .collect();
         let all = ops::attention(&q, kt, vt, &spans, config).unwrap().to_f32();
-        let some = ops::attention_of(&q, kt, vt, &spans, config, &active).unwrap().to_f32();
+        // In bf16 enough pairs of a head run on tile registers, where the processor has them.
+        let compute = if narrow { Compute::Bf16 } else { Compute::F32 };
+        let of_some = AttentionConfig { compute, ..config };
+        let some = ops::attention_of(&q, kt, vt, &spans, of_some, &active).unwrap().to_f32();
+        let bound = if narrow { 1e-2 } else { 1e-5 };
         for (pair, on) in active.iter().enumerate() {
             for i in pair * hd..(pair + 1) * hd {
                 let expected = if *on { all[i] } else { 0.0 };
-                prop_assert!((some[i] - expected).abs() < 1e-5, "{} {}", some[i], expected);
+                prop_assert!((some[i] - expected).abs() < bound, "{} {}", some[i], expected);
             }
         }
     }
