@@ -92,12 +92,13 @@ impl AttentionBench {
         }
     }
 
-    fn cache(&self) -> KvCache {
+    /// With memory for the prompt and `more` tokens, as when generating: growing copies all that is cached.
+    fn cache(&self, more: usize) -> KvCache {
         let kind = match self.compute {
             Compute::F32 => CacheType::F32,
             Compute::Bf16 => CacheType::F16,
         };
-        KvCache::new(kind, 1, 1, self.heads, self.head_dim, self.context + DECODE)
+        KvCache::new(kind, 1, 1, self.heads, self.head_dim, self.context + more)
     }
 
     /// Adds new tokens and attends from them; only `active` pairs of token and head, if given.
@@ -195,10 +196,10 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
     match bench.method.as_str() {
         "exact" => {
             let read = rates(runs, tokens, || {
-                bench.exact(&mut bench.cache(), &prompt, None, bench.compute)
+                bench.exact(&mut bench.cache(0), &prompt, None, bench.compute)
             })?;
             let mut rows = vec![prefill("exact", read)];
-            let mut cache = bench.cache();
+            let mut cache = bench.cache(DECODE * (runs + 1));
             cache.append(0, &prompt.k, &prompt.v)?;
             // As in a model, single tokens are computed in f32 whatever the prompt was.
             let decoded = rates(runs, DECODE as f64, || {
@@ -229,7 +230,7 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
             .map(|(share, sixteenths)| {
                 let active = bench.active(sixteenths);
                 let read = rates(runs, tokens, || {
-                    bench.exact(&mut bench.cache(), &prompt, Some(&active), bench.compute)
+                    bench.exact(&mut bench.cache(0), &prompt, Some(&active), bench.compute)
                 })?;
                 Ok(prefill(&format!("moh{share}"), read))
             })
