@@ -6,8 +6,11 @@
 
 use crate::error::CompressError;
 use ounce_formats::{Dtype, Region, SafetensorsFile, SafetensorsWriter, TensorSpec, fsx};
-use ounce_model::{Cache, KvCache, Model, Result as ModelResult, cache::CacheType};
-use ounce_tensor::{DType, Tensor, ops::KeyValue};
+use ounce_model::{
+    Cache, KvCache, Model, Result as ModelResult,
+    cache::{CacheType, Kept},
+};
+use ounce_tensor::{DType, Tensor};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -83,7 +86,14 @@ impl OneLayer {
     /// For a sequence of `tokens` tokens.
     pub(crate) fn new(model: &Model, tokens: usize) -> Self {
         let c = &model.config;
-        Self(KvCache::new(CacheType::F32, 1, 1, c.kv_heads, c.head_dim, tokens))
+        Self(KvCache::new(
+            CacheType::F32,
+            vec![None],
+            1,
+            c.kv_heads,
+            c.head_dim,
+            tokens,
+        ))
     }
 }
 
@@ -91,7 +101,7 @@ impl Cache for OneLayer {
     fn append(&mut self, _layer: usize, keys: &Tensor, values: &Tensor) -> ModelResult<()> {
         self.0.append(0, keys, values)
     }
-    fn read(&self, _layer: usize) -> ModelResult<(KeyValue<'_>, KeyValue<'_>)> {
+    fn read(&self, _layer: usize) -> ModelResult<Kept<'_>> {
         self.0.read(0)
     }
     fn len(&self) -> usize {

@@ -85,6 +85,8 @@ pub struct Shape {
     pub max_positions: usize,
     /// Layers whose attention sees a window only.
     pub windowed_layers: usize,
+    /// The widest of their windows: keys and values of older tokens are forgotten there.
+    pub window: Option<usize>,
     /// Is the head the embedding?
     pub tied: bool,
 }
@@ -208,6 +210,7 @@ pub fn inspect(
             head_dim: config.head_dim,
             max_positions: config.max_positions,
             windowed_layers: config.layers.iter().filter(|l| l.window.is_some()).count(),
+            window: config.layers.iter().filter_map(|l| l.window).max(),
             tied: config.tied,
         },
         experts: config.is_moe().then(|| Experts {

@@ -6,7 +6,10 @@ use crate::{
 };
 use half::f16;
 use ounce_kernels::Data;
-use ounce_tensor::{Tensor, ops::KeyValue};
+use ounce_tensor::{
+    Tensor,
+    ops::{KeyValue, RowSpan},
+};
 
 /// What attention needs of a cache.
 pub trait Cache: Send {
@@ -15,11 +18,11 @@ pub trait Cache: Send {
     /// # Errors
     /// If shapes differ from those before, or memory is not to be had.
     fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()>;
-    /// All keys and values of layer `layer`.
+    /// Keys and values of layer `layer`: all of them, or those that its window can still see.
     ///
     /// # Errors
     /// If nothing was appended yet.
-    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)>;
+    fn read(&self, layer: usize) -> Result<Kept<'_>>;
     /// Tokens every layer holds.
     fn len(&self) -> usize;
     /// Does it hold no token?
@@ -42,6 +45,29 @@ pub trait Cache: Send {
     /// What the method of layer `layer` keeps instead of plain keys and values, if it does.
     fn own_layer(&mut self, _layer: usize) -> Option<&mut dyn LayerCache> {
         None
+    }
+}
+
+/// Keys and values of one layer, of the positions from `first` on.
+pub struct Kept<'a> {
+    /// `[B, Hk, tokens, hd]`, by strides.
+    pub keys: KeyValue<'a>,
+    /// As the keys.
+    pub values: KeyValue<'a>,
+    /// Position of the first key: 0 unless the layer's window has moved on.
+    pub first: usize,
+}
+
+impl Kept<'_> {
+    /// Where the rows stand among these keys, given where they stand among all.
+    #[must_use]
+    pub fn spans(&self, all: &[RowSpan]) -> Vec<RowSpan> {
+        let shift = |span: &RowSpan| RowSpan {
+            q_start: span.q_start - self.first,
+            kv_begin: span.kv_begin.saturating_sub(self.first),
+            kv_len: span.kv_len.saturating_sub(self.first),
+        };
+        all.iter().map(shift).collect()
     }
 }
 
@@ -108,15 +134,76 @@ impl Values {
     }
 }
 
+/// Tokens beyond the window that a layer keeps, so that a few can be taken back.
+const BACK: usize = 64;
+
 #[derive(Clone)]
 struct Layer {
     keys: Values,
     values: Values,
+    /// How many positions a token of this layer sees, itself included.
+    window: Option<usize>,
+    /// Tokens forgotten in front.
+    first: usize,
+    /// Tokens held.
     len: usize,
     capacity: usize,
 }
 
-/// All tokens of a batch of sequences, per layer `[B, Hk, capacity, hd]`; grows by doubling.
+impl Layer {
+    /// Earlier tokens that a new one may look at, or that may be asked back.
+    fn keep(&self) -> usize {
+        self.window.map_or(usize::MAX, |w| w - 1 + BACK)
+    }
+
+    /// Forgets the first `n` tokens of each of `rows` rows; those that stay move to the front.
+    fn forget(&mut self, n: usize, rows: usize, hd: usize) {
+        for row in 0..rows {
+            let (start, end) = (row * self.capacity * hd, (row * self.capacity + self.len) * hd);
+            self.keys.shift(start + n * hd..end, start);
+            self.values.shift(start + n * hd..end, start);
+        }
+        self.len -= n;
+    }
+
+    /// Makes room for `more` tokens in each of `rows` rows, if there is none: by forgetting what is out of sight, and by
+    /// growing. A window's memory is twice what must stay, so that moving what stays is rare and costs no more than reading
+    /// it once.
+    fn make_room(&mut self, more: usize, reserve: usize, rows: usize, hd: usize) {
+        if self.len + more <= self.capacity {
+            return;
+        }
+        let most = self.keep().saturating_mul(2);
+        if self.capacity >= most {
+            let gone = self.len.saturating_sub(self.keep());
+            self.forget(gone, rows, hd);
+            self.first += gone;
+        }
+        let needed = self.len + more;
+        if needed > self.capacity {
+            let capacity = needed.max(most.min(reserve.max(self.capacity.saturating_mul(2))));
+            self.keys.grow(rows, self.capacity, capacity, hd);
+            self.values.grow(rows, self.capacity, capacity, hd);
+            self.capacity = capacity;
+        }
+    }
+
+    /// Why the tokens from position `to` on cannot be forgotten, if they cannot.
+    fn cannot_truncate(&self, to: usize) -> Option<String> {
+        let window = self.window?;
+        let seen = to.min(window - 1);
+        (to < self.first + seen && self.first > 0).then(|| {
+            format!(
+                "cannot go back to {to} tokens: those before position {} are out of sight of a window of {window} and \
+                 forgotten; take a snapshot first",
+                self.first
+            )
+        })
+    }
+}
+
+/// The tokens of a batch of sequences, per layer `[B, Hk, capacity, hd]`; grows by doubling. A layer with a window keeps
+/// what it can still see.
 ///
 /// A head's tokens are neighbours: decoding reads them one head at a time, and memory is fastest when read in its order.
 #[derive(Clone)]
@@ -129,16 +216,26 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache; `reserve` tokens per sequence are allocated at once.
-    pub fn new(kind: CacheType, layers: usize, batch: usize, kv_heads: usize, head_dim: usize, reserve: usize) -> Self {
-        let layer = Layer {
+    /// An empty cache of layers with these windows (none = everything is kept); `reserve` tokens per sequence are allocated
+    /// at once, where a window does not need less.
+    pub fn new(
+        kind: CacheType,
+        windows: Vec<Option<usize>>,
+        batch: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        reserve: usize,
+    ) -> Self {
+        let layer = |window: Option<usize>| Layer {
             keys: Values::new(kind),
             values: Values::new(kind),
+            window: window.map(|w| w.max(1)),
+            first: 0,
             len: 0,
             capacity: 0,
         };
         Self {
-            layers: vec![layer; layers],
+            layers: windows.into_iter().map(layer).collect(),
             batch,
             kv_heads,
             head_dim,
@@ -160,16 +257,17 @@ impl KvCache {
     /// Forgets all but the newest `n` tokens of every layer (all layers hold equally many). What stays moves to the
     /// front: positions are counted from the first token kept.
     pub(crate) fn keep_last(&mut self, n: usize) {
-        let hd = self.head_dim;
         for l in &mut self.layers {
-            let drop = l.len.saturating_sub(n);
-            for row in 0..self.batch * self.kv_heads {
-                let (start, end) = (row * l.capacity * hd, (row * l.capacity + l.len) * hd);
-                l.keys.shift(start + drop * hd..end, start);
-                l.values.shift(start + drop * hd..end, start);
-            }
-            l.len -= drop;
+            l.forget(l.len.saturating_sub(n), self.batch * self.kv_heads, self.head_dim);
         }
+    }
+
+    /// Why the tokens from position `to` on cannot be forgotten, if they cannot.
+    pub(crate) fn cannot_truncate(&self, to: usize) -> Option<String> {
+        if to > self.len() {
+            return Some(format!("cannot truncate {} tokens to {to}", self.len()));
+        }
+        self.layers.iter().find_map(|l| l.cannot_truncate(to))
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer> {
@@ -199,13 +297,7 @@ impl Cache for KvCache {
         }
         self.layer(layer)?;
         let l = &mut self.layers[layer];
-        let needed = l.len + t;
-        if needed > l.capacity {
-            let capacity = needed.max(reserve).max(l.capacity * 2);
-            l.keys.grow(batch * heads, l.capacity, capacity, hd);
-            l.values.grow(batch * heads, l.capacity, capacity, hd);
-            l.capacity = capacity;
-        }
+        l.make_room(t, reserve, batch * heads, hd);
         for (i, (key, value)) in new_keys.chunks_exact(hd).zip(new_values.chunks_exact(hd)).enumerate() {
             // [B, t, Hk] -> [B, Hk, capacity]
             let (row, token, head) = (i / (t * heads), i / heads % t, i % heads);
@@ -213,28 +305,29 @@ impl Cache for KvCache {
             l.keys.write(at, key);
             l.values.write(at, value);
         }
-        l.len = needed;
+        l.len += t;
         Ok(())
     }
 
-    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)> {
+    fn read(&self, layer: usize) -> Result<Kept<'_>> {
         let l = self.layer(layer)?;
-        Ok((self.side(&l.keys, l.capacity), self.side(&l.values, l.capacity)))
+        Ok(Kept {
+            keys: self.side(&l.keys, l.capacity),
+            values: self.side(&l.values, l.capacity),
+            first: l.first,
+        })
     }
 
     fn len(&self) -> usize {
-        self.layers.iter().map(|l| l.len).min().unwrap_or(0)
+        self.layers.iter().map(|l| l.first + l.len).min().unwrap_or(0)
     }
 
     fn truncate(&mut self, to: usize) -> Result<()> {
-        if to > self.len() {
-            return Err(ModelError::Cache(format!(
-                "cannot truncate {} tokens to {to}",
-                self.len()
-            )));
+        if let Some(why) = self.cannot_truncate(to) {
+            return Err(ModelError::Cache(why));
         }
         for l in &mut self.layers {
-            l.len = to;
+            l.len = to - l.first;
         }
         Ok(())
     }

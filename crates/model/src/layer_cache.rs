@@ -1,10 +1,10 @@
 //! A cache in which some layers keep what their attention method wants instead of all keys and values.
 
 use crate::{
-    cache::{Cache, KvCache},
+    cache::{Cache, Kept, KvCache},
     error::{ModelError, Result},
 };
-use ounce_tensor::{Tensor, ops::KeyValue};
+use ounce_tensor::Tensor;
 
 /// What one layer keeps when its attention method does not want plainly all keys and values.
 pub trait LayerCache: Send {
@@ -39,9 +39,8 @@ pub struct MixedCache {
 }
 
 impl MixedCache {
-    /// One entry per layer: what its method keeps, or none if it is plain. `plain` makes the cache of so many plain
-    /// layers.
-    pub fn new(own: Vec<Option<Box<dyn LayerCache>>>, plain: impl FnOnce(usize) -> KvCache) -> Self {
+    /// One entry per layer: what its method keeps, or none if it is plain. `plain` is the cache of the plain layers.
+    pub fn new(own: Vec<Option<Box<dyn LayerCache>>>, plain: KvCache) -> Self {
         let mut count = 0;
         let layers = own
             .into_iter()
@@ -53,10 +52,7 @@ impl MixedCache {
                 Layer::Plain(count - 1)
             })
             .collect();
-        Self {
-            plain: plain(count),
-            layers,
-        }
+        Self { plain, layers }
     }
 
     fn plain(&self, layer: usize) -> Result<usize> {
@@ -83,7 +79,7 @@ impl Cache for MixedCache {
         self.plain.append(place, keys, values)
     }
 
-    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)> {
+    fn read(&self, layer: usize) -> Result<Kept<'_>> {
         self.plain.read(self.plain(layer)?)
     }
 
@@ -101,7 +97,9 @@ impl Cache for MixedCache {
             )));
         }
         // All or none: a refusal must leave the cache as it was.
-        if let Some(why) = self.own().find_map(|own| own.cannot_truncate(to)) {
+        let any_plain = self.own().count() < self.layers.len();
+        let plain = any_plain.then(|| self.plain.cannot_truncate(to)).flatten();
+        if let Some(why) = self.own().find_map(|own| own.cannot_truncate(to)).or(plain) {
             return Err(ModelError::Cache(why));
         }
         for layer in &mut self.layers {
@@ -109,7 +107,7 @@ impl Cache for MixedCache {
                 own.truncate(to);
             }
         }
-        if self.own().count() < self.layers.len() {
+        if any_plain {
             self.plain.truncate(to)?;
         }
         Ok(())

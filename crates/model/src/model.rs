@@ -178,11 +178,13 @@ impl Model {
             return own;
         }
         let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
-        let plain = |layers| KvCache::new(kind, layers, batch, kv_heads, head_dim, reserve);
         let blocks = self.plan.blocks();
         let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache(batch)).collect();
+        let plain = self.config.layers.iter().zip(&own).filter(|(_, own)| own.is_none());
+        let windows = plain.map(|(layer, _)| layer.window).collect();
+        let plain = KvCache::new(kind, windows, batch, kv_heads, head_dim, reserve);
         if own.iter().all(Option::is_none) {
-            Box::new(plain(self.config.layers.len()))
+            Box::new(plain)
         } else {
             Box::new(MixedCache::new(own, plain))
         }

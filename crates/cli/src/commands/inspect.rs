@@ -61,9 +61,16 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
                 format!("{name}: {} tensors, {}", share.tensors, format_bytes(share.bytes)),
             )?;
         }
+        let windows = match found.shape.window {
+            Some(window) => format!(
+                ", in {} of {} layers for the last {window} tokens only",
+                found.shape.windowed_layers, found.shape.layers
+            ),
+            None => String::new(),
+        };
         row(
             "keys and values",
-            format!("{} per token", format_bytes(found.kv_bytes_per_token)),
+            format!("{} per token{windows}", format_bytes(found.kv_bytes_per_token)),
         )?;
         let more = match &found.plan {
             Some(plan) => format!(

@@ -98,7 +98,7 @@ impl AttentionBench {
             Compute::F32 => CacheType::F32,
             Compute::Bf16 => CacheType::F16,
         };
-        KvCache::new(kind, 1, 1, self.heads, self.head_dim, self.context + more)
+        KvCache::new(kind, vec![None], 1, self.heads, self.head_dim, self.context + more)
     }
 
     /// Adds new tokens and attends from them; only `active` pairs of token and head, if given.
@@ -111,11 +111,11 @@ impl AttentionBench {
     ) -> Result<(), ModelError> {
         let (start, tokens) = (cache.len(), inputs.q.shape()[1]);
         cache.append(0, &inputs.k, &inputs.v)?;
-        let (k, v) = cache.read(0)?;
+        let kept = cache.read(0)?;
         let (spans, config) = (span(start, tokens), self.config(compute));
         match active {
-            None => ops::attention(&inputs.q, k, v, &spans, config)?,
-            Some(active) => ops::attention_of(&inputs.q, k, v, &spans, config, active)?,
+            None => ops::attention(&inputs.q, kept.keys, kept.values, &spans, config)?,
+            Some(active) => ops::attention_of(&inputs.q, kept.keys, kept.values, &spans, config, active)?,
         };
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 use super::Attention;
 use crate::{
+    cache::Kept,
     config::{ModelConfig, QkNorm},
     ctx::Ctx,
     error::Result,
@@ -120,16 +121,21 @@ impl FullAttention {
             scale: 1.0 / (self.head_dim as f64).sqrt(),
             compute: ctx.compute,
         };
-        let (k, v) = match &mut ctx.cache {
-            None => (KeyValue::Tensor(&p.k), KeyValue::Tensor(&p.v)),
+        let kept = match &mut ctx.cache {
+            None => Kept {
+                keys: KeyValue::Tensor(&p.k),
+                values: KeyValue::Tensor(&p.v),
+                first: 0,
+            },
             Some(cache) => {
                 cache.append(self.layer, &p.k, &p.v)?;
                 cache.read(self.layer)?
             }
         };
+        let spans = kept.spans(&ctx.spans);
         Ok(match active {
-            None => ops::attention(&p.q, k, v, &ctx.spans, config)?,
-            Some(active) => ops::attention_of(&p.q, k, v, &ctx.spans, config, active)?,
+            None => ops::attention(&p.q, kept.keys, kept.values, &spans, config)?,
+            Some(active) => ops::attention_of(&p.q, kept.keys, kept.values, &spans, config, active)?,
         })
     }
 

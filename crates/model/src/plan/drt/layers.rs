@@ -104,7 +104,8 @@ impl Attention for DrtAttention {
                     None => (KeyValue::Tensor(&k), KeyValue::Tensor(&v)),
                     Some(cache) => {
                         cache.append(self.layer, &k, &v)?;
-                        cache.read(self.layer)?
+                        let kept = cache.read(self.layer)?;
+                        (kept.keys, kept.values)
                     }
                 };
                 ops::alibi_attention(&q, k, v, &ctx.spans, config, slopes)?

@@ -9,7 +9,7 @@ use super::{
     layers::{ChunkTensors, Shape},
 };
 use crate::{
-    cache::{Cache, CacheType, KvCache},
+    cache::{Cache, CacheType, Kept, KvCache},
     ctx::Ctx,
     error::{ModelError, Result},
 };
@@ -110,7 +110,14 @@ impl DrtCache {
         let keep = drt.window + drt.positions();
         let memory = drt.memory.unwrap_or(kind);
         Self {
-            window: KvCache::new(kind, layers, batch, s.kv_heads, s.head_dim, reserve.min(2 * keep)),
+            window: KvCache::new(
+                kind,
+                vec![None; layers],
+                batch,
+                s.kv_heads,
+                s.head_dim,
+                reserve.min(2 * keep),
+            ),
             keep,
             chunk: drt.chunk,
             batch,
@@ -192,7 +199,7 @@ impl Cache for DrtCache {
         self.window.append(layer, keys, values)
     }
 
-    fn read(&self, layer: usize) -> Result<(KeyValue<'_>, KeyValue<'_>)> {
+    fn read(&self, layer: usize) -> Result<Kept<'_>> {
         self.window.read(layer)
     }
 
