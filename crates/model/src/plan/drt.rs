@@ -36,6 +36,8 @@
 //! - Noise is a pure function of (seed, step, forward, group, row, chunk, candidate): a resumed run draws the same.
 //! - Encoder norms keep eps 1e-6 and the encoder and the chunk memory keep all h heads where the decoder groups keys;
 //!   landmark norms use 1e-5. The authors' code does not pass the configuration on there.
+//! - Rows with padding: chunks begin at the row's first real token; whatever stands after the last is seen by no real token.
+//!   With a cache padding is refused, as the rows' chunks would end at different tokens.
 //! - Retrieval happens at the ends of chunks only: what a question asks for in the middle of a chunk is found at its end.
 //!
 //! # Configuration
@@ -326,7 +328,7 @@ impl DrtPlan {
         let (m, c, d) = (chunks.dim(0), self.drt.positions(), self.shape.hidden);
         let tile = |t: &Tensor| {
             let values = t.to_f32().repeat(m);
-            Tensor::new(values, &[m * c, t.last_dim()])
+            Tensor::new(values, &[m * c, t.last_dim()])?.cast(chunks.dtype())
         };
         let view = View {
             batch: m,
@@ -365,27 +367,44 @@ impl DrtPlan {
     }
 }
 
+/// `x [B,T,D]` with token `from(i, begin)` modulo T of each row in place i; `begins` holds a number of each row.
+fn rotate(x: Tensor, begins: &[usize], from: impl Fn(usize, usize) -> usize) -> Result<Tensor> {
+    if begins.iter().all(|&begin| begin == 0) {
+        return Ok(x);
+    }
+    let (t, d) = (x.dim(1), x.last_dim());
+    let rows: Vec<usize> = (0..begins.len() * t)
+        .map(|at| at / t * t + from(at % t, begins[at / t]) % t)
+        .collect();
+    let flat = ops::reshape(&x, &[begins.len() * t, d])?;
+    Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, x.shape())?)
+}
+
 impl Plan for DrtPlan {
     fn forward(&self, x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let (batch, past) = (ctx.batch, ctx.cache.as_ref().map_or(0, |c| c.len()));
-        let whole = |span: &RowSpan| span.kv_begin == 0 && span.kv_len == past + ctx.len;
-        if !ctx.spans.iter().all(whole) {
+        let padded = |span: &RowSpan| span.kv_begin > 0 || span.kv_len < past + ctx.len;
+        if ctx.cache.is_some() && ctx.spans.iter().any(padded) {
             return Err(ModelError::Input {
                 what: "batch".into(),
-                rule: "has rows with padding, whose chunks would begin in the wrong places".into(),
-                hint: "run rows of unequal length one after the other".into(),
+                rule: "has rows with padding; with a cache their chunks would end at different tokens".into(),
+                hint: "generate for rows of unequal length one after the other".into(),
             });
         }
+        // Chunks are counted from a row's first real token. Padding after the last one is text that no real token sees.
+        let begins: Vec<usize> = ctx.spans.iter().map(|span| span.kv_begin).collect();
         let span = Span {
             chunk: self.drt.chunk,
             past,
             len: ctx.len,
         };
+        let x = rotate(x, &begins, |i, begin| i + begin)?;
         let x = self.insert(&x, span, ctx)?;
         let in_window = state(ctx)?.map_or(0, |state| state.in_window());
         let view = View::new(batch, in_window, span.total());
         let (x, span) = view.during(ctx, |ctx| self.run(x, span, ctx))?;
-        self.real(&x, span, batch)
+        let len = span.len;
+        rotate(self.real(&x, span, batch)?, &begins, |i, begin| i + len - begin)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

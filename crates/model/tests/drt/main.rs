@@ -2,6 +2,8 @@
 //! equal in special cases; training; what is refused.
 
 mod configuration;
+mod gradients;
+mod padding;
 
 use ounce_model::{Batch, Model, ModelConfig, Noise, weights::FreshWeights, weights::Weights};
 use ounce_tensor::{Compute, Gradients, Tensor, no_grad, ops};
@@ -138,18 +140,6 @@ fn every_norm_is_used_in_its_place_by_every_path() {
         worst(&forward(&model, &input, 1), &whole) > 1e-3,
         "the groups' norms differ"
     );
-}
-
-#[test]
-fn padding_is_refused() {
-    let model = fresh(&json_of(&[1, 1], 2, true));
-    let input = ids(2 * 20);
-    for (kv_begin, kv_len) in [(3, 20), (0, 19)] {
-        let mut ctx = model.context(batch(&input, 2), None).unwrap();
-        (ctx.spans[1].kv_begin, ctx.spans[1].kv_len) = (kv_begin, kv_len);
-        let error = no_grad(|| model.hidden(&mut ctx)).unwrap_err().to_string();
-        assert!(error.contains("padding"), "{error}");
-    }
 }
 
 proptest! {
@@ -455,50 +445,6 @@ fn gradients(model: &mut Model, ids: &[u32], rows: usize, noise: Noise) -> (f64,
     model.visit(&mut |p| all.push((p.name.clone(), found.get(&p.tensor).map_or(Vec::new(), Tensor::to_f32))));
     model.visit(&mut |p| p.tensor = p.tensor.detach());
     (loss.item().unwrap(), all)
-}
-
-/// Central differences of the whole noisy model along one direction per tensor; the noise keeps the selection in place.
-#[test]
-fn every_parameter_has_the_gradient_that_differences_show() {
-    let mut model = fresh(&json_of(&[1, 1, 1], 2, false));
-    let input = ids(2 * 32);
-    let noise = Noise {
-        seed: 5,
-        step: 3,
-        part: 0,
-    };
-    let (_, all) = gradients(&mut model, &input, 2, noise);
-    for (name, gradient) in &all {
-        let norm = gradient.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-        assert!(norm > 1e-7, "{name} gets no gradient");
-        let mut at = |step: f64| {
-            let mut kept = None;
-            model.visit(&mut |p| {
-                if p.name == *name {
-                    let mut moved = p.tensor.to_f32();
-                    for (w, g) in moved.iter_mut().zip(gradient) {
-                        *w += (step * f64::from(*g) / norm) as f32;
-                    }
-                    let moved = Tensor::new(moved, p.tensor.shape()).unwrap();
-                    kept = Some(std::mem::replace(&mut p.tensor, moved));
-                }
-            });
-            let loss = gradients(&mut model, &input, 2, noise).0;
-            let kept = kept.unwrap();
-            model.visit(&mut |p| {
-                if p.name == *name {
-                    p.tensor = kept.clone();
-                }
-            });
-            loss
-        };
-        let h = 2e-3;
-        let numeric = (at(h) - at(-h)) / (2.0 * h);
-        assert!(
-            (numeric - norm).abs() < 2e-2 * norm + 1e-3,
-            "{name}: {numeric} where the tape says {norm}"
-        );
-    }
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl DrtPlan {
             mut weights,
         } = carried.unwrap_or(Retrieval {
             chunks: vec![None; b * k],
-            weights: Tensor::zeros(&[b, k]),
+            weights: Tensor::zeros(&[b, k]).cast(x.dtype())?,
         });
         if span.finished() > 0 {
             let new = self.select(g, x, span, memory, ctx)?;
@@ -154,7 +154,7 @@ pub(super) fn weigh(scores: &Tensor, chunks: &[Option<usize>]) -> Result<Tensor>
     let dims = scores.shape();
     let table = |full: f32, empty: f32| {
         let value = |c: &Option<usize>| if c.is_some() { full } else { empty };
-        Tensor::new(chunks.iter().map(value).collect(), dims)
+        Tensor::new(chunks.iter().map(value).collect(), dims)?.cast(scores.dtype())
     };
     let masked = ops::add(scores, &table(0.0, NEVER)?)?;
     Ok(ops::mul(&ops::softmax(&masked)?, &table(1.0, 0.0)?)?)

@@ -52,13 +52,16 @@ proptest! {
     }
 
     #[test]
-    fn weights_sum_to_one_or_zero(scores in prop::collection::vec(-30f32..30.0, 12), filled in prop::collection::vec(0usize..4, 4)) {
+    fn weights_are_the_softmax_over_what_is_there(scores in prop::collection::vec(-30f32..30.0, 12), filled in prop::collection::vec(0usize..4, 4)) {
         let chunks: Vec<Option<usize>> = (0..12).map(|i| (i % 3 < filled[i / 3]).then_some(i)).collect();
-        let weights = weigh(&Tensor::new(scores, &[4, 3]).unwrap(), &chunks).unwrap().to_f32();
-        for (row, &filled) in weights.chunks(3).zip(&filled) {
-            let sum: f32 = row.iter().sum();
-            let expected = if filled == 0 { 0.0 } else { 1.0 };
-            prop_assert!((sum - expected).abs() < 1e-5);
+        let weights = weigh(&Tensor::new(scores.clone(), &[4, 3]).unwrap(), &chunks).unwrap().to_f32();
+        for ((row, scores), &filled) in weights.chunks(3).zip(scores.chunks(3)).zip(&filled) {
+            let there = &scores[..filled.min(3)];
+            let largest = there.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f32 = there.iter().map(|s| (s - largest).exp()).sum();
+            for (weight, score) in row.iter().zip(there) {
+                prop_assert!((weight - (score - largest).exp() / total).abs() < 1e-5);
+            }
             prop_assert!(row[filled.min(3)..].iter().all(|&w| w == 0.0));
         }
     }
