@@ -48,7 +48,7 @@ pub(super) fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelCo
     {
         return keys.bad(
             "rotary_percent",
-            format!("partial rotary positions are not implemented, is {percent}"),
+            format!("partial rotary positions are not supported, is {percent}"),
         );
     }
     let Some(layer_count) = layer_count else {

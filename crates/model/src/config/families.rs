@@ -168,7 +168,7 @@ const HARMLESS: &[&str] = &[
     "use_sliding_window",
 ];
 
-/// Keys that change the function in ways that are not implemented, with the reason given to the user.
+/// Keys that change the function in ways that are not supported, with the reason given to the user.
 const REFUSED: &[(&str, &str)] = &[
     (
         "quantization_config",
@@ -187,9 +187,9 @@ const REFUSED: &[(&str, &str)] = &[
         "enc_chunk_size",
         "this is a retrieval decoder (GCA/DRT), not a Llama, and it cannot be run without decoder_layers",
     ),
-    ("partial_rotary_factor", "partial rotary positions are not implemented"),
-    ("attn_logit_softcapping", "soft-capped attention is not implemented"),
-    ("final_logit_softcapping", "soft-capped logits are not implemented"),
+    ("partial_rotary_factor", "partial rotary positions are not supported"),
+    ("attn_logit_softcapping", "soft-capped attention is not supported"),
+    ("final_logit_softcapping", "soft-capped logits are not supported"),
 ];
 
 /// Checks every key of a parsed `config.json`, then hands the keys to who reads them.

@@ -50,7 +50,7 @@ pub(super) fn read(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> 
             return refuse(
                 keys.file,
                 nested_key,
-                format!("rope type \"{other}\" is not implemented"),
+                format!("rope type \"{other}\" is not supported"),
                 "implemented: default, linear, llama3, yarn",
             );
         }
