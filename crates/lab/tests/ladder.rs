@@ -6,7 +6,10 @@ use ounce_formats::Checkpoint;
 use ounce_model::{Batch, Model, Wiring};
 use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 fn golden(case: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -69,8 +72,8 @@ fn a_converted_checkpoint_has_the_same_tensors_and_the_wiring_of_the_list() {
     assert!(to_ladder(&half, "2").is_err());
 }
 
-/// Trains the shipped recipe for a few steps on a toy corpus; returns the folder of the model.
-fn smoke(name: &str, out: &Path, overrides: &[&str]) -> std::path::PathBuf {
+/// The shipped recipe, for a few steps on a toy corpus that lies in `out`.
+fn small(name: &str, out: &Path, overrides: &[&str]) -> TrainJob {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../models/recipes")
         .join(name);
@@ -89,14 +92,19 @@ fn smoke(name: &str, out: &Path, overrides: &[&str]) -> std::path::PathBuf {
         "schedule.warmup=2",
     ];
     let set: Vec<String> = small.iter().chain(overrides).map(ToString::to_string).collect();
-    let job = TrainJob {
+    TrainJob {
         recipe: Recipe::read(&recipe, &set).unwrap(),
         out: out.join("run"),
         data: DataDir::from_environment(Some(data)),
         resume: false,
         force: false,
         command_line: "ounce train".into(),
-    };
+    }
+}
+
+/// Trains it; returns the folder of the model.
+fn smoke(name: &str, out: &Path, overrides: &[&str]) -> std::path::PathBuf {
+    let job = small(name, out, overrides);
     let mut losses = Vec::new();
     let finished = train(
         &job,
@@ -139,4 +147,35 @@ fn the_long_short_recipe_trains_and_logs_its_parts() {
     let whole = number("cross_entropy") + 0.1 * number("sce");
     assert!((number("loss") - whole).abs() < 1e-4);
     assert!((number("sce") - number("jeffreys") - number("h_long") - number("h_short")).abs() < 1e-4);
+}
+
+/// Both views are drawn from seed and step alone, so nothing of a run is lost with its process.
+#[test]
+fn long_short_continues_to_the_bytes_of_a_run_in_one_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |out: &Path| std::fs::read(out.join("run/final/model.safetensors")).unwrap();
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    smoke("long_short.toml", &whole, &[]);
+    for stop_after in [1, 4] {
+        let mut job = small("long_short.toml", &cut, &[]);
+        let stop = AtomicBool::new(false);
+        let finished = train(
+            &job,
+            &mut |event| {
+                if let ounce_train::Event::Step(step) = event {
+                    stop.store(step.step >= stop_after, Ordering::Relaxed);
+                }
+            },
+            &stop,
+        );
+        assert!(!finished.unwrap());
+        assert!(!cut.join("run/final").exists());
+        job.resume = true;
+        assert!(train(&job, &mut |_| {}, &AtomicBool::new(false)).unwrap());
+        assert!(weights(&whole) == weights(&cut), "stopped after {stop_after}");
+        std::fs::remove_dir_all(&cut).unwrap();
+    }
+    let other = dir.path().join("other");
+    smoke("long_short.toml", &other, &["run.seed=9"]);
+    assert!(weights(&whole) != weights(&other));
 }

@@ -73,6 +73,32 @@ fn decoding_equals_the_full_forward_also_beside_exact_layers() {
     }
 }
 
+/// A short prompt is attended exactly, and so is what is decoded after it up to `min_len` tokens; how much of that came as a
+/// prompt makes no difference, then or later.
+#[test]
+fn decoding_is_exact_up_to_the_minimum_whatever_the_prompt() {
+    let (input, least) = (ids(60), 24);
+    let model = model(json!({"group_size": 4, "focal_ratio": 0.2, "min_len": least}));
+    let exact = full(&self::model(json!(null)), &input, 1);
+    let decoded = |prompt: usize| {
+        let mut cache = model.cache(1, 0);
+        let mut rows = vec![next(&model, &input[..prompt], &mut *cache)];
+        rows.extend(input[prompt..].iter().map(|id| next(&model, &[*id], &mut *cache)));
+        rows
+    };
+    let single = decoded(1);
+    for (t, row) in single.iter().enumerate() {
+        let difference = worst(row, &exact[t * 40..(t + 1) * 40]);
+        assert!(t >= least || difference < 1e-4, "token {t}: {difference}");
+        assert!(t + 1 < 60 || difference > 1e-3, "never grouped");
+    }
+    for prompt in [2, 11, least - 1, least] {
+        for (t, (a, b)) in decoded(prompt).iter().zip(&single[prompt - 1..]).enumerate() {
+            assert!(worst(a, b) < 2e-4, "prompt of {prompt}, token {}", prompt + t);
+        }
+    }
+}
+
 #[test]
 fn the_function_is_exact_without_groups_and_another_one_with_them() {
     let input = ids(50);

@@ -1,7 +1,7 @@
 //! MoH as a whole model: the edge cases of its routers, the skipped heads, decoding, and what is refused.
 
 use ounce_model::{Batch, Model, ModelConfig, weights::FreshWeights, weights::Weights};
-use ounce_tensor::{Compute, Gradients, Tensor, no_grad, ops};
+use ounce_tensor::{Compute, DType, Gradients, Tensor, no_grad, ops};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -157,6 +157,52 @@ fn decoding_equals_the_full_forward() {
             last = no_grad(|| model.next_logits(batch(&input[t..=t], 1), &mut *cache)).unwrap();
         }
     }
+}
+
+/// The heads that are skipped are skipped within a window, too, and where keys and values are kept in half precision.
+#[test]
+fn decoding_within_a_window_and_with_a_half_precision_cache() {
+    let input = ids(30);
+    for (router, shared, k) in SPLITS {
+        let mut config = moh(8, 4, router, shared, k);
+        config["model_type"] = "mistral".into();
+        config["sliding_window"] = 6.into();
+        let mut model = fresh(&config);
+        let full = forward(&model, &input, 1);
+        assert!(
+            worst(&dense(&mut model, &input, 1), &full) < 1e-4,
+            "{router} {shared}+{k}"
+        );
+        let decoded = |model: &Model| {
+            let mut cache = model.cache(1, 0);
+            let mut next = |ids: &[u32]| {
+                no_grad(|| model.next_logits(batch(ids, 1), &mut *cache))
+                    .unwrap()
+                    .to_f32()
+            };
+            let mut all = next(&input[..21]);
+            input[21..].iter().for_each(|id| all.extend(next(&[*id])));
+            all
+        };
+        assert!(
+            worst(&decoded(&model), &full[20 * 40..]) < 1e-4,
+            "{router} {shared}+{k}"
+        );
+        model.visit(&mut |p| p.tensor = p.tensor.cast(DType::BF16).unwrap());
+        let full = forward(&model, &input, 1);
+        let scale = full.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let difference = worst(&decoded(&model), &full[20 * 40..]) / scale;
+        assert!(
+            difference > 0.0 && difference < 1e-2,
+            "{router} {shared}+{k}: {difference}"
+        );
+    }
+    let mut unlimited = moh(8, 4, "query_norm", 4, 2);
+    let mut limited = unlimited.clone();
+    (limited["model_type"], limited["sliding_window"]) = ("mistral".into(), 6.into());
+    unlimited["model_type"] = "mistral".into();
+    let both = [limited, unlimited].map(|config| forward(&fresh(&config), &input, 1));
+    assert!(worst(&both[0], &both[1]) > 1e-3, "the window limits nothing");
 }
 
 #[test]

@@ -252,6 +252,36 @@ fn jeffreys_by_position(model: &Model, extra: usize) -> Vec<f64> {
 }
 
 #[test]
+fn views_that_share_everything_have_no_divergence() {
+    let model = model(&config());
+    assert!(jeffreys_by_position(&model, 0).iter().all(|j| j.abs() < 1e-12));
+    let views = objective(|_| ()).views(&batch(2), 0);
+    let input = ModelBatch {
+        ids: &views.inputs,
+        batch: 4,
+        compute: Compute::F32,
+    };
+    let hidden = no_grad(|| {
+        let mut ctx = model.context(input, None).unwrap();
+        model.hidden(&mut ctx).unwrap()
+    });
+    let rows = ops::reshape(&hidden, &[4 * LENGTH, 16]).unwrap();
+    let list = pairs(LENGTH, &[0, 0], 0, &|_, _, _| true);
+    let (_, of) = linear_divergence(
+        &rows,
+        model.head(),
+        &list,
+        Divergence::Sce,
+        StopGrad::None,
+        Compute::F32,
+    )
+    .unwrap();
+    assert!(of.jeffreys.abs() < 1e-12, "{of:?}");
+    assert!(of.h_long > 0.1 && (of.sce - 2.0 * of.h_long).abs() < 1e-6, "{of:?}");
+    assert_eq!(of.h_long, of.h_short);
+}
+
+#[test]
 fn a_model_with_a_window_is_aligned_from_its_receptive_field_on() {
     let mut json = config();
     json["model_type"] = "mistral".into();

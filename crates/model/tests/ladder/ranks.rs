@@ -3,6 +3,7 @@
 use crate::{LAYERS, VOCABULARY, fresh, ids, ladder, logits, model, shape, worst};
 use ounce_model::{
     Batch, Model, ModelConfig, Residual,
+    config::ModelShape,
     weights::{FreshWeights, Weights},
 };
 use ounce_tensor::{Collective, Compute, Pending, Tensor, no_grad, ops};
@@ -126,13 +127,13 @@ impl Weights for Shard {
 /// Greedy ids and the last logits of one rank, and what its collective was asked for in its first forward.
 type Ran = (Vec<u32>, Vec<f32>, Vec<(bool, usize)>);
 
-fn run_ranks(residual: &Residual, size: usize, prompt: &[u32], new: usize, delay: fn(usize, usize) -> u64) -> Vec<Ran> {
+fn run_ranks(shape: &ModelShape, size: usize, prompt: &[u32], new: usize, delay: fn(usize, usize) -> u64) -> Vec<Ran> {
     let group = Arc::new(Ranks {
         size,
         table: Mutex::new(Table::default()),
         arrived: Condvar::new(),
     });
-    let mut json = shape(residual).to_json(VOCABULARY, None, None);
+    let mut json = shape.to_json(VOCABULARY, None, None);
     json["head_dim"] = json!(6);
     for key in ["num_attention_heads", "num_key_value_heads", "intermediate_size"] {
         json[key] = json!(json[key].as_u64().unwrap() as usize / size);
@@ -216,23 +217,47 @@ fn two_ranks_equal_one_for_every_wiring() {
         Residual::Ladder { layers: None },
         ladder(&[1, 2]),
     ] {
-        let one = run_ranks(&residual, 1, &prompt, 32, no_delay).remove(0);
+        let shape = shape(&residual);
+        let one = run_ranks(&shape, 1, &prompt, 32, no_delay).remove(0);
+        let mut bits = None;
         for delay in [no_delay as fn(usize, usize) -> u64, scattered] {
-            let two = run_ranks(&residual, 2, &prompt, 32, delay);
+            let two = run_ranks(&shape, 2, &prompt, 32, delay);
             for (ids, last, _) in &two {
                 assert_eq!(ids, &one.0, "{residual:?}");
                 assert!(worst(last, &one.1) < 1e-4, "{residual:?}");
             }
             assert_eq!(two[0].1, two[1].1, "ranks disagree: {residual:?}");
+            let first = bits.get_or_insert_with(|| two[0].1.clone());
+            assert_eq!(first, &two[0].1, "the network's delays change bits: {residual:?}");
         }
         let whole = logits(&model(&residual), &one.0, 1);
         assert!(worst(&one.1, &whole[whole.len() - VOCABULARY..]) < 1e-4);
     }
 }
 
+/// Sums that arrive late and out of order for 256 steps: four ranks, a head each.
+#[test]
+fn four_ranks_equal_one_after_many_steps() {
+    let residual = Residual::Ladder { layers: None };
+    let shape = ModelShape {
+        kv_heads: Some(4),
+        max_positions: 300,
+        ..shape(&residual)
+    };
+    let prompt = ids(6, 9);
+    let one = run_ranks(&shape, 1, &prompt, 256, no_delay).remove(0);
+    let four = run_ranks(&shape, 4, &prompt, 256, scattered);
+    assert_eq!(one.0.len(), 262);
+    for (ids, last, _) in &four {
+        assert_eq!(ids, &one.0);
+        assert!(worst(last, &one.1) < 1e-3);
+        assert_eq!(last, &four[0].1, "ranks disagree");
+    }
+}
+
 #[test]
 fn a_ladder_starts_the_next_sum_before_it_awaits_the_last_but_one() {
-    let order = |residual: Residual| run_ranks(&residual, 1, &ids(3, 1), 0, no_delay).remove(0).2;
+    let order = |residual: Residual| run_ranks(&shape(&residual), 1, &ids(3, 1), 0, no_delay).remove(0).2;
     let sums = 2 * LAYERS;
     // Start 0, start 1, await 0, start 2, await 1, …: while sub-block k computes, the sum of k - 1 is under way.
     let mut expected = vec![(true, 0)];
