@@ -20,13 +20,17 @@ use crate::{
 };
 
 /// Query rows per task, about: enough that copying the keys costs little.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 /// Up to this many query rows count as few.
 const FEW: usize = 16;
 /// Keys per part when there are few queries.
 const PART: usize = 8 * TILE;
 /// Up to this many query rows a dot product per key is cheaper than transposing the keys.
 const DOT_ROWS: usize = 8;
+
+/// Query rows that take a tile's keys before its values: both together do not fit the nearest cache, so that each is
+/// fetched once for so many rows.
+const PANEL: usize = 16 * ROWS;
 
 /// Keys ahead of the current one that are asked for.
 const AHEAD: usize = 12;
@@ -139,7 +143,7 @@ pub(super) fn attention(
 
 /// Scratch of [`walk`]: queries, keys, transposed keys, values and scores.
 fn scratch_len(rows: usize, width: usize) -> usize {
-    rows * width + 3 * TILE * width + ROWS * TILE
+    rows * width + 3 * TILE * width + PANEL * TILE
 }
 
 kernel! {
@@ -175,7 +179,7 @@ fn walk_body<V: Vf32>(
     let k = take(&mut scratch, TILE * width);
     let kt = take(&mut scratch, TILE * width);
     let v = take(&mut scratch, TILE * width);
-    let scores = take(&mut scratch, ROWS * TILE);
+    let scores = take(&mut scratch, PANEL * TILE);
     pack_queries::<V>(of, p.q, range.clone(), p.scale, q);
     let mut walk = Walk {
         of,
@@ -234,8 +238,8 @@ impl Walk<'_, '_> {
     /// The `n` keys from `base` on.
     #[inline(always)]
     fn tile<V: Vf32, E: Element>(&mut self, base: usize, n: usize, k: Tile<'_, E>, v: Tile<'_, E>) {
-        let (of, rows, hd) = (self.of, self.range.len(), self.of.s.head_dim);
-        let (width, first) = (padded(hd), self.range.start);
+        let rows = self.range.len();
+        let width = padded(self.of.s.head_dim);
         // Keys of less than f32 come here for few rows only.
         let transposed = match E::as_f32(k.data) {
             Some(data) if rows > DOT_ROWS => {
@@ -244,73 +248,100 @@ impl Walk<'_, '_> {
             }
             _ => false,
         };
-        for x in (0..rows).step_by(ROWS) {
-            let m = ROWS.min(rows - x);
-            let mut seen = [const { 0..0 }; ROWS];
-            let (mut lo, mut hi) = (TILE, 0);
-            for (i, seen) in seen[..m].iter_mut().enumerate() {
-                let keys = of.visible_in(first + x + i, base, n);
-                if !keys.is_empty() {
-                    (lo, hi) = (lo.min(keys.start), hi.max(keys.end));
-                }
-                *seen = keys;
+        for panel in (0..rows).step_by(PANEL) {
+            let strips = (panel..rows.min(panel + PANEL)).step_by(ROWS);
+            let mut seen = [const { 0..0 }; PANEL / ROWS];
+            for (x, seen) in strips.clone().zip(&mut seen) {
+                *seen = self.weigh::<V, E>(x, panel, (base, n), (k, v), transposed);
             }
-            if lo >= hi {
-                continue;
-            }
-            // The scores are computed for whole vectors around what the rows see, and masked below.
-            let columns = lo / (2 * V::LANES) * (2 * V::LANES)..hi.next_multiple_of(2 * V::LANES);
-            let a = Left {
-                data: &self.q[x * width..],
-                row: width,
-                step: 1,
-            };
-            if transposed {
-                Block {
-                    m,
-                    n: columns.len(),
-                    k: hd,
-                    a,
-                    b: &self.kt[columns.start..],
-                    b_row: TILE,
-                    c: &mut self.scores[columns.start..],
-                    c_row: TILE,
-                    accumulate: false,
-                }
-                .run::<V>();
-            } else {
-                dot_rows::<V, E>(&a.data[..m * width], (k, v), width, columns.clone(), self.scores);
-            }
-            for (i, seen) in seen[..m].iter().enumerate() {
-                let scores = &mut self.scores[i * TILE..(i + 1) * TILE][columns.clone()];
+            for (x, seen) in strips.zip(seen) {
                 if seen.is_empty() {
-                    scores.fill(0.0);
                     continue;
                 }
-                of.add_bias(first + x + i, base + columns.start, scores);
-                scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
-                scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
-                let r = x + i;
-                let values = &mut self.running.values[r * width..(r + 1) * width];
-                online_softmax::<V>(scores, &mut self.running.max[r], &mut self.running.sum[r], values);
+                Block {
+                    m: ROWS.min(rows - x),
+                    n: width,
+                    k: seen.len(),
+                    a: Left {
+                        data: &self.scores[(x - panel) * TILE + seen.start..],
+                        row: TILE,
+                        step: 1,
+                    },
+                    b: &v.data[seen.start * v.row..],
+                    b_row: v.row,
+                    c: &mut self.running.values[x * width..],
+                    c_row: width,
+                    accumulate: true,
+                }
+                .run::<V>();
             }
+        }
+    }
+
+    /// Makes scores of the strip of rows from `x` on with the `n` keys from `base` on, and weights of those; they lie where
+    /// the strip stands in its panel. Returns the keys that any row sees: the other weights are nothing.
+    #[inline(always)]
+    fn weigh<V: Vf32, E: Element>(
+        &mut self,
+        x: usize,
+        panel: usize,
+        (base, n): (usize, usize),
+        (k, v): (Tile<'_, E>, Tile<'_, E>),
+        transposed: bool,
+    ) -> Range<usize> {
+        let (of, rows, hd) = (self.of, self.range.len(), self.of.s.head_dim);
+        let (width, first) = (padded(hd), self.range.start);
+        let m = ROWS.min(rows - x);
+        let mut seen = [const { 0..0 }; ROWS];
+        let (mut lo, mut hi) = (TILE, 0);
+        for (i, seen) in seen[..m].iter_mut().enumerate() {
+            let keys = of.visible_in(first + x + i, base, n);
+            if !keys.is_empty() {
+                (lo, hi) = (lo.min(keys.start), hi.max(keys.end));
+            }
+            *seen = keys;
+        }
+        if lo >= hi {
+            return 0..0;
+        }
+        // The scores are computed for whole vectors around what the rows see, and masked below.
+        let columns = lo / (2 * V::LANES) * (2 * V::LANES)..hi.next_multiple_of(2 * V::LANES);
+        let strip = &mut self.scores[(x - panel) * TILE..];
+        let a = Left {
+            data: &self.q[x * width..],
+            row: width,
+            step: 1,
+        };
+        if transposed {
             Block {
                 m,
-                n: width,
-                k: hi - lo,
-                a: Left {
-                    data: &self.scores[lo..],
-                    row: TILE,
-                    step: 1,
-                },
-                b: &v.data[lo * v.row..],
-                b_row: v.row,
-                c: &mut self.running.values[x * width..],
-                c_row: width,
-                accumulate: true,
+                n: columns.len(),
+                k: hd,
+                a,
+                b: &self.kt[columns.start..],
+                b_row: TILE,
+                c: &mut strip[columns.start..],
+                c_row: TILE,
+                accumulate: false,
             }
             .run::<V>();
+        } else {
+            dot_rows::<V, E>(&a.data[..m * width], (k, v), width, columns.clone(), strip);
         }
+        for (i, seen) in seen[..m].iter().enumerate() {
+            let scores = &mut strip[i * TILE..(i + 1) * TILE][columns.clone()];
+            if seen.is_empty() {
+                scores.fill(0.0);
+                continue;
+            }
+            of.add_bias(first + x + i, base + columns.start, scores);
+            scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
+            scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
+            let r = x + i;
+            let values = &mut self.running.values[r * width..(r + 1) * width];
+            online_softmax::<V>(scores, &mut self.running.max[r], &mut self.running.sum[r], values);
+        }
+        lo..hi
     }
 }
 
