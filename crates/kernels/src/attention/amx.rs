@@ -13,7 +13,7 @@
 use super::{
     AttentionRows, AttentionShape, Heads,
     forward::{Problem, finish},
-    running::{Running, online_softmax},
+    running::{Running, raise},
     tiles::{QueryRows, pack_queries, padded, take, with_scratch},
 };
 use crate::{
@@ -24,10 +24,12 @@ use crate::{
     },
     parallel_for,
     pool::SharedMut,
-    simd::{Vf32, kernel},
+    simd::{Avx512, Vf32, kernel},
 };
-use half::bf16;
-use std::ops::Range;
+use std::{
+    arch::x86_64::{__m512bh, _mm512_cvtne2ps_pbh},
+    ops::Range,
+};
 
 /// Query rows per task: enough that packing the keys costs little beside the products.
 const ROWS: usize = 1024;
@@ -230,15 +232,18 @@ impl<'a> Room<'a> {
                 square(q.as_ptr(), k.as_ptr(), deep, tiles(hd), nothing, to);
             }
         }
-        weigh(
-            of,
-            (first, base, x, long),
-            &seen,
-            columns.clone(),
-            self.scores,
-            self.weights,
-            &mut self.running,
-        );
+        // SAFETY: where tile registers are used, AVX-512-BF16 is there, too.
+        unsafe {
+            weigh(
+                of,
+                (first, base, x, long),
+                &seen,
+                columns.clone(),
+                self.scores,
+                self.weights,
+                &mut self.running,
+            );
+        }
         let (skip, depth) = (columns.start / SIDE * TILE, columns.len() / SIDE);
         for c in (0..hd).step_by(SIDE) {
             // SAFETY: two panels of weights and two of channels, of the tiles that `columns` covers; the strip has SIDE
@@ -257,23 +262,12 @@ kernel! {
     fn scaled_queries(of: QueryRows<'_>, q: &[f32], rows: Range<usize>, scale: f32, tile: &mut [f32]) = pack_queries;
 }
 
-kernel! {
-    /// The softmax of a strip: scores [SIDE, KEYS] with the keys `columns` of a block become packed weights.
-    fn weigh(
-        of: QueryRows<'_>,
-        place: (usize, usize, usize, usize),
-        seen: &[Range<usize>; SIDE],
-        columns: Range<usize>,
-        scores: &mut [f32],
-        weights: &mut [f32],
-        running: &mut Running<'_>,
-    ) = weigh_body;
-}
-
+/// The softmax of a strip: scores [SIDE, KEYS] with the keys `columns` of a block become packed weights.
+///
 /// `place`: the first row, the first key of the block, the strip's first row among those of `running`, and units per panel
-/// of weights.
-#[inline(always)]
-fn weigh_body<V: Vf32>(
+/// of weights. Weights are rounded to bf16 in the end, so 2^x is taken to 3e-6 only; below 2^-126 they become 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+fn weigh(
     of: QueryRows<'_>,
     (first, base, x, panel): (usize, usize, usize, usize),
     seen: &[Range<usize>; SIDE],
@@ -285,26 +279,46 @@ fn weigh_body<V: Vf32>(
     let width = running.width();
     for (i, seen) in seen.iter().enumerate() {
         let scores = &mut scores[i * KEYS..][columns.clone()];
-        if seen.is_empty() {
-            scores.fill(0.0);
-        } else {
-            of.add_bias(first + i, base + columns.start, scores);
-            scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
-            scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
-            let r = x + i;
-            let values = &mut running.values[r * width..(r + 1) * width];
-            online_softmax::<V>(scores, &mut running.max[r], &mut running.sum[r], values);
-        }
         // Row i of each tile: 32 weights.
         let row = i / LANES * panel + columns.start / SIDE * TILE + i % LANES * LANES;
-        for (t, scores) in scores.chunks_exact(SIDE).enumerate() {
-            let units = &mut weights[row + t * TILE..][..LANES];
-            let mut at = 0;
-            while at < SIDE {
-                // SAFETY: sixteen units are 32 values of bf16, and `at` is a multiple of LANES below 32.
-                unsafe { V::load(&scores[at..]).store_bf16_ptr(units.as_mut_ptr().cast::<bf16>().add(at)) };
-                at += V::LANES;
+        if seen.is_empty() {
+            for t in 0..scores.len() / SIDE {
+                weights[row + t * TILE..][..LANES].fill(0.0);
             }
+            continue;
         }
+        of.add_bias(first + i, base + columns.start, scores);
+        scores[..seen.start - columns.start].fill(f32::NEG_INFINITY);
+        scores[seen.end - columns.start..].fill(f32::NEG_INFINITY);
+        let r = x + i;
+        let values = &mut running.values[r * width..(r + 1) * width];
+        let largest = raise::<Avx512>(scores, &mut running.max[r], &mut running.sum[r], values);
+        let mut totals = [Avx512::splat(0.0); 2];
+        for (t, scores) in scores.chunks_exact(SIDE).enumerate() {
+            let made = [0, LANES].map(|at| exp_of_weight(Avx512::load(&scores[at..]).sub(Avx512::splat(largest))));
+            for (total, made) in totals.iter_mut().zip(made) {
+                *total = total.add(made);
+            }
+            let units = &mut weights[row + t * TILE..][..LANES];
+            let rounded = _mm512_cvtne2ps_pbh(made[1].0, made[0].0);
+            // SAFETY: sixteen units are 32 values of bf16: one vector.
+            unsafe { units.as_mut_ptr().cast::<__m512bh>().write_unaligned(rounded) };
+        }
+        running.sum[r] += totals[0].add(totals[1]).sum();
     }
+}
+
+/// e^x for x <= 0, within 3e-6 (relative); 1 at 0, 0 from -104 on, NaN stays NaN.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn exp_of_weight(x: Avx512) -> Avx512 {
+    // `x` comes second so that NaN gets through.
+    let x = Avx512::splat(-150.0).max(x.mul(Avx512::splat(std::f32::consts::LOG2_E)));
+    let n = x.round();
+    let r = x.sub(n);
+    // The series of 2^r, its terms of degree 5 and 6 folded into the lower ones over -1/2..1/2 (Chebyshev).
+    let mut p = Avx512::splat(9.675_9e-3);
+    for c in [5.592_08e-2, 2.402_211e-1, 6.931_212e-1, 1.0] {
+        p = p.fma(r, Avx512::splat(c));
+    }
+    p.scale2(n)
 }

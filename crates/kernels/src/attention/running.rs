@@ -40,6 +40,19 @@ impl<'a> Running<'a> {
 /// Turns scores into weights relative to the largest score so far, and brings what was summed before to that level.
 #[inline(always)]
 pub(super) fn online_softmax<V: Vf32>(scores: &mut [f32], max: &mut f32, sum: &mut f32, values: &mut [f32]) {
+    let shift = V::splat(raise::<V>(scores, max, sum, values));
+    let mut total = V::zero();
+    for scores in scores.chunks_exact_mut(V::LANES) {
+        let weight = V::load(scores).sub(shift).exp();
+        weight.store(scores);
+        total = total.add(weight);
+    }
+    *sum += total.sum();
+}
+
+/// Takes scores into the largest so far, which is returned, and brings what was summed before to that level.
+#[inline(always)]
+pub(super) fn raise<V: Vf32>(scores: &[f32], max: &mut f32, sum: &mut f32, values: &mut [f32]) -> f32 {
     let mut largest = V::splat(*max);
     for scores in scores.chunks_exact(V::LANES) {
         largest = V::load(scores).max(largest);
@@ -54,14 +67,7 @@ pub(super) fn online_softmax<V: Vf32>(scores: &mut [f32], max: &mut f32, sum: &m
         *sum *= down.hmax();
         *max = largest;
     }
-    let shift = V::splat(largest);
-    let mut total = V::zero();
-    for scores in scores.chunks_exact_mut(V::LANES) {
-        let weight = V::load(scores).sub(shift).exp();
-        weight.store(scores);
-        total = total.add(weight);
-    }
-    *sum += total.sum();
+    largest
 }
 
 /// Adds the running softmax of later keys to that of earlier ones.
