@@ -105,10 +105,14 @@ impl Values {
             Values::F16(v) => v.capacity() * 2,
         }
     }
-    /// Rearranges `[rows, old, hd]` to `[rows, new, hd]`.
-    fn grow(&mut self, rows: usize, old: usize, new: usize, hd: usize) {
-        fn grown<T: Copy + Default>(from: &[T], rows: usize, old: usize, new: usize, hd: usize) -> Vec<T> {
+    /// Rearranges `[rows, old, hd]` to `[rows, new, hd]`. What is not written yet takes no memory, unless it is `dense`: soon
+    /// full.
+    fn grow(&mut self, rows: usize, old: usize, new: usize, hd: usize, dense: bool) {
+        fn grown<T: Copy + Default>(from: &[T], rows: usize, [old, new, hd]: [usize; 3], dense: bool) -> Vec<T> {
             let mut to = vec![T::default(); rows * new * hd];
+            if dense {
+                ounce_kernels::prefer_large_pages(&mut to);
+            }
             for r in 0..rows {
                 let row = &from[r * old * hd..(r + 1) * old * hd];
                 to[r * new * hd..][..row.len()].copy_from_slice(row);
@@ -116,8 +120,8 @@ impl Values {
             to
         }
         match self {
-            Values::F32(v) => *v = grown(v, rows, old, new, hd),
-            Values::F16(v) => *v = grown(v, rows, old, new, hd),
+            Values::F32(v) => *v = grown(v, rows, [old, new, hd], dense),
+            Values::F16(v) => *v = grown(v, rows, [old, new, hd], dense),
         }
     }
     fn shift(&mut self, from: std::ops::Range<usize>, to: usize) {
@@ -126,13 +130,40 @@ impl Values {
             Values::F16(v) => v.copy_within(from, to),
         }
     }
-    fn write(&mut self, at: usize, from: &[f32]) {
+    /// Writes `from [B,t,Hk,hd]` behind the `len` tokens of each of the B·Hk rows `[capacity, hd]`.
+    fn write(&mut self, from: &[f32], [t, heads, hd]: [usize; 3], capacity: usize, len: usize) {
+        fn rows<T: Send>(
+            to: &mut [T],
+            from: &[f32],
+            [t, heads, hd]: [usize; 3],
+            (capacity, len): (usize, usize),
+            put: impl Fn(&[f32], &mut [T]) + Sync,
+        ) {
+            let each = |row: usize, to: &mut [T]| {
+                for (token, to) in to[len * hd..(len + t) * hd].chunks_exact_mut(hd).enumerate() {
+                    put(
+                        &from[((row / heads * t + token) * heads + row % heads) * hd..][..hd],
+                        to,
+                    );
+                }
+            };
+            if from.len() < WORTH_THREADS {
+                let all = to.chunks_exact_mut(capacity * hd).enumerate();
+                all.for_each(|(row, to)| each(row, to));
+            } else {
+                ounce_kernels::parallel_chunks_mut(to, capacity * hd, each);
+            }
+        }
+        let (shape, place) = ([t, heads, hd], (capacity, len));
         match self {
-            Values::F32(v) => v[at..at + from.len()].copy_from_slice(from),
-            Values::F16(v) => ounce_kernels::to_f16(from, &mut v[at..at + from.len()]),
+            Values::F32(v) => rows(v, from, shape, place, |from, to| to.copy_from_slice(from)),
+            Values::F16(v) => rows(v, from, shape, place, ounce_kernels::to_f16),
         }
     }
 }
+
+/// So many values are worth the threads: prompts, not single tokens.
+const WORTH_THREADS: usize = 1 << 16;
 
 /// Tokens beyond the window that a layer keeps, so that a few can be taken back.
 const BACK: usize = 64;
@@ -182,8 +213,9 @@ impl Layer {
         let needed = self.len + more;
         if needed > self.capacity {
             let capacity = needed.max(most.min(reserve.max(self.capacity.saturating_mul(2))));
-            self.keys.grow(rows, self.capacity, capacity, hd);
-            self.values.grow(rows, self.capacity, capacity, hd);
+            let dense = needed >= capacity / 4 * 3;
+            self.keys.grow(rows, self.capacity, capacity, hd, dense);
+            self.values.grow(rows, self.capacity, capacity, hd, dense);
             self.capacity = capacity;
         }
     }
@@ -298,13 +330,8 @@ impl Cache for KvCache {
         self.layer(layer)?;
         let l = &mut self.layers[layer];
         l.make_room(t, reserve, batch * heads, hd);
-        for (i, (key, value)) in new_keys.chunks_exact(hd).zip(new_values.chunks_exact(hd)).enumerate() {
-            // [B, t, Hk] -> [B, Hk, capacity]
-            let (row, token, head) = (i / (t * heads), i / heads % t, i % heads);
-            let at = ((row * heads + head) * l.capacity + l.len + token) * hd;
-            l.keys.write(at, key);
-            l.values.write(at, value);
-        }
+        l.keys.write(new_keys, [t, heads, hd], l.capacity, l.len);
+        l.values.write(new_values, [t, heads, hd], l.capacity, l.len);
         l.len += t;
         Ok(())
     }

@@ -193,6 +193,7 @@ fn take(len: usize) -> Vec<f32> {
         return values;
     }
     let mut values = Vec::with_capacity(class);
+    ounce_kernels::prefer_large_pages(&mut values);
     values.resize(len, 0.0);
     values
 }

@@ -48,6 +48,8 @@ pub struct AttentionBench {
 /// Random values in -1..1 `[1, tokens, H, hd]`.
 fn random(tokens: usize, heads: usize, head_dim: usize, seed: u64) -> Result<Tensor, LabError> {
     let mut values = vec![0f32; tokens * heads * head_dim];
+    // As every tensor that an operation makes.
+    ounce_kernels::prefer_large_pages(&mut values);
     ounce_kernels::parallel_chunks_mut(&mut values, 1 << 16, |chunk, out| {
         for (i, x) in out.iter_mut().enumerate() {
             *x = Philox::uniform(seed, 5, chunk as u64, i as u64) as f32 * 2.0 - 1.0;
