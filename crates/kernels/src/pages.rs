@@ -14,7 +14,7 @@ pub fn prefer_large_pages<T>(buffer: &mut Vec<T>) {
     }
     #[cfg(target_os = "linux")]
     {
-        /// Smallest page of any system this runs on; the hint must begin at one.
+        /// A multiple of the ordinary page of every system; the hint must begin at one.
         const PAGE: usize = 64 << 10;
         let start = buffer.as_mut_ptr().cast::<u8>();
         let skip = start.align_offset(PAGE).min(bytes);
