@@ -14,6 +14,13 @@ pub(crate) fn bar(shown: bool, total: u64) -> ProgressBar {
     bar
 }
 
+/// How a checkpoint was understood, on stderr: what was chosen, taken away or ignored.
+pub(crate) fn notes(of: &[String]) {
+    for text in of {
+        note(true, &format!("note: {text}"));
+    }
+}
+
 /// One line of news on stderr.
 pub(crate) fn note(shown: bool, text: &str) {
     if shown {

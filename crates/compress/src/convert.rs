@@ -6,15 +6,13 @@
 
 use crate::{error::CompressError, side_files};
 use ounce_formats::{Checkpoint, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter, TensorSpec, fsx};
+use ounce_model::{OpenOptions, Opened};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -34,7 +32,7 @@ pub struct Conversion {
     /// Options it takes, each with its meaning.
     pub options: &'static [(&'static str, &'static str)],
     /// What it would write.
-    pub(crate) plan: fn(&Arc<Checkpoint>, &Options) -> Result<Plan, CompressError>,
+    pub(crate) plan: fn(&Opened, &Options) -> Result<Plan, CompressError>,
 }
 
 /// What to convert, to what, and where to.
@@ -67,6 +65,8 @@ pub struct ConvertReport {
     pub bytes_before: u64,
     /// Bytes of weights after.
     pub bytes_after: u64,
+    /// How the model was understood: what was chosen, taken away or ignored.
+    pub notes: Vec<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -122,7 +122,7 @@ impl Plan {
 /// Bytes copied at one time.
 const PIECE: usize = 16 << 20;
 
-fn plan(job: &ConvertJob) -> Result<(&'static Conversion, Arc<Checkpoint>, Plan), CompressError> {
+fn plan(job: &ConvertJob) -> Result<(&'static Conversion, Opened, Plan), CompressError> {
     let Some(conversion) = CONVERSIONS.iter().find(|c| c.name == job.to) else {
         let known: Vec<&str> = CONVERSIONS.iter().map(|c| c.name).collect();
         return Err(CompressError::input(
@@ -140,9 +140,9 @@ fn plan(job: &ConvertJob) -> Result<(&'static Conversion, Arc<Checkpoint>, Plan)
             format!("it takes: {}", known.join(", ")),
         ));
     }
-    let checkpoint = Arc::new(Checkpoint::open(&job.model)?);
-    let plan = (conversion.plan)(&checkpoint, &job.options)?;
-    Ok((conversion, checkpoint, plan))
+    let opened = Opened::new(&job.model, &OpenOptions::default())?;
+    let plan = (conversion.plan)(&opened, &job.options)?;
+    Ok((conversion, opened, plan))
 }
 
 fn bytes_of(plan: &Plan) -> u64 {
@@ -155,11 +155,13 @@ fn bytes_of(plan: &Plan) -> u64 {
 /// # Errors
 /// If the model, the conversion's name or an option is wrong.
 pub fn estimate_conversion(job: &ConvertJob) -> Result<ConvertReport, CompressError> {
-    let (conversion, checkpoint, plan) = plan(job)?;
+    let (conversion, opened, plan) = plan(job)?;
+    let (checkpoint, notes) = (opened.checkpoint(), opened.notes());
     Ok(ConvertReport {
         to: conversion.name,
         tensors: plan.tensors.len(),
         bytes_before: checkpoint.total_bytes(),
+        notes,
         bytes_after: bytes_of(&plan),
         seconds: 0.0,
     })
@@ -176,7 +178,8 @@ pub fn convert(
     stop: &AtomicBool,
 ) -> Result<ConvertReport, CompressError> {
     let start = Instant::now();
-    let (conversion, checkpoint, mut plan) = plan(job)?;
+    let (conversion, opened, mut plan) = plan(job)?;
+    let (checkpoint, notes) = (opened.checkpoint(), opened.notes());
     let overwrite = if job.overwrite {
         Overwrite::Replace
     } else {
@@ -184,7 +187,7 @@ pub fn convert(
     };
     let resume = if job.resume { Resume::Yes } else { Resume::No };
     let mut folder = OutputFolder::create(&job.out, overwrite, resume)?;
-    same_job(job, &checkpoint, &mut folder)?;
+    same_job(job, checkpoint, &mut folder)?;
     write_side_files(job, &folder, &plan.card)?;
 
     let declared = plan.tensors.iter().map(|(spec, _)| spec.clone()).collect();
@@ -234,6 +237,7 @@ pub fn convert(
         to: conversion.name,
         tensors: plan.tensors.len(),
         bytes_before: checkpoint.total_bytes(),
+        notes,
         bytes_after: total,
         seconds: start.elapsed().as_secs_f64(),
     })

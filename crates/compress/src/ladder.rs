@@ -9,10 +9,8 @@ use crate::{
     convert::{Conversion, Options, Plan},
     error::CompressError,
 };
-use ounce_formats::Checkpoint;
-use ounce_model::{LadderLayers, ModelConfig, Residual, residual::LADDER};
+use ounce_model::{LadderLayers, ModelConfig, Opened, Residual, residual::LADDER};
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
 pub(crate) const CONVERSION: Conversion = Conversion {
     name: "ladder",
@@ -53,7 +51,8 @@ fn ladder_config(original: &Value, layers: Option<LadderLayers>) -> Result<Map<S
     Ok(config)
 }
 
-fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+    let checkpoint = opened.checkpoint();
     let layers = match options.get("layers") {
         None => None,
         Some(text) => Some(read_layers(text)?),

@@ -12,14 +12,13 @@ use crate::{
     convert::{Conversion, Options, Plan, Source, Take},
     error::CompressError,
 };
-use ounce_formats::{Checkpoint, Dtype, TensorSpec};
+use ounce_formats::{Dtype, TensorSpec};
 use ounce_model::{
-    ModelConfig, model_tensors,
+    ModelConfig, Opened, model_tensors,
     weights::{FreshWeights, Weights},
 };
 use ounce_tensor::DType;
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
 pub(crate) const CONVERSION: Conversion = Conversion {
     name: "moh",
@@ -53,7 +52,8 @@ fn number<T: std::str::FromStr>(options: &Options, key: &str, default: T) -> Res
     }
 }
 
-fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+    let checkpoint = opened.checkpoint();
     let file = checkpoint.path().join("config.json").display().to_string();
     let before = ModelConfig::parse(&file, checkpoint.config())?;
     if let Some(method) = &before.attention {

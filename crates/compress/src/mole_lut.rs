@@ -17,7 +17,7 @@ use crate::{
 };
 use ounce_formats::{Checkpoint, Dtype, TensorSpec, fsx};
 use ounce_model::{
-    Batch, Model,
+    Batch, Model, Opened,
     ffn::{
         MoleFfn,
         mole::{EMBEDDING, RECORD, TABLE, TableRecord, sample_sum},
@@ -25,7 +25,7 @@ use ounce_model::{
 };
 use ounce_tensor::{Compute, DType, Tensor, no_grad};
 use serde_json::json;
-use std::{fmt::Write as _, sync::Arc};
+use std::fmt::Write as _;
 
 pub(crate) const CONVERSION: Conversion = Conversion {
     name: "mole-lut",
@@ -46,7 +46,8 @@ fn replaced(name: &str) -> bool {
     name.starts_with("model.layers.") && (name.contains(".experts.") || name.ends_with(".expert_layernorm.weight"))
 }
 
-fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+    let checkpoint = opened.checkpoint();
     let dtype = match options.get("dtype").map(String::as_str) {
         None | Some("f32") => (Dtype::F32, DType::F32),
         Some("f16") => (Dtype::F16, DType::F16),
@@ -56,7 +57,7 @@ fn plan(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Plan, Compres
         }
     };
     // Weights stay as they are stored: products widen them.
-    let model = Model::from_checkpoint(checkpoint.clone(), false)?;
+    let model = opened.model()?;
     if model.config.model_type != "mole" {
         let hint = match model.config.model_type.as_str() {
             "mole_lut" => "it has its table already; convert the trained model it was made from",
@@ -168,13 +169,14 @@ fn record(source: &Checkpoint, output: &Checkpoint) -> Result<TableRecord, Compr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ounce_model::OpenOptions;
     use std::path::Path;
 
     /// 128 ids in blocks of 48 (the last reaches back) or as a whole: the same bits; and those of an independent program.
     #[test]
     fn blocks_make_the_bits_of_the_whole_and_the_values_of_pytorch() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/tests/fixtures/golden");
-        let model = Model::open(&golden.join("mole"), false).unwrap();
+        let model = Model::open(&golden.join("mole"), &OpenOptions::default()).unwrap();
         let build = |block: usize, dtype: DType| {
             let mut bytes = Vec::new();
             table(&model, 4, dtype, block, &mut |piece| {

@@ -234,6 +234,7 @@ fn piece_tokens(c: &ModelConfig, wanted: Wanted) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ounce_model::OpenOptions;
     use serde_json::json;
 
     fn piece(top_k: usize, width: usize, d: usize) -> usize {
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn cut_sequences_give_what_whole_ones_give() {
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/merge_mixtral");
-        let model = Model::open(&case.join("model"), false).unwrap();
+        let model = Model::open(&case.join("model"), &OpenOptions::default()).unwrap();
         let row = |start: u32| (0..23).map(|i| (start + i * i) % 90).collect();
         let ids = CalibrationIds {
             rows: vec![row(3), row(8)],

@@ -2,7 +2,7 @@
 
 use ounce_compress::{CompressError, ConvertJob, convert, estimate_conversion};
 use ounce_formats::{SafetensorsFile, write_file};
-use ounce_model::{Batch, Model, ffn::mole};
+use ounce_model::{Batch, Model, OpenOptions, ffn::mole};
 use ounce_tensor::{Compute, no_grad};
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ fn run(job: &ConvertJob) -> Result<(), CompressError> {
 
 /// Logits of every token of the vocabulary, and of some again.
 fn logits(dir: &Path) -> Vec<f32> {
-    let model = Model::open(dir, false).unwrap();
+    let model = Model::open(dir, &OpenOptions::default()).unwrap();
     let ids: Vec<u32> = (0..192).map(|i| (i * 37 + i / 128 * 5) % 128).collect();
     let input = Batch {
         ids: &ids,
@@ -100,7 +100,7 @@ fn readers_of_one_table_do_not_disturb_each_other() {
     let out = dir.path().join("lut");
     run(&job(&golden("mole"), &out, "f16")).unwrap();
     let alone = logits(&out);
-    let shared = Model::open(&out, false).unwrap();
+    let shared = Model::open(&out, &OpenOptions::default()).unwrap();
     let ids: Vec<u32> = (0..128).collect();
     let read = |model: &Model, id: u32| {
         let input = Batch {
@@ -200,12 +200,12 @@ fn a_stale_or_foreign_table_is_refused() {
         dir.path().join("theirs"),
     );
     run(&job(&golden("mole"), &lut, "f32")).unwrap();
-    assert!(Model::open(&lut, false).is_ok());
+    assert!(Model::open(&lut, &OpenOptions::default()).is_ok());
 
     // The embedding was trained on, one value of it.
     copy(&lut, &stale);
     poke(&stale, mole::EMBEDDING, 77, 0.5);
-    let error = Model::open(&stale, false).err().unwrap();
+    let error = Model::open(&stale, &OpenOptions::default()).err().unwrap();
     assert!(
         error.to_string().contains("is not the one the table was built from"),
         "{error}"
@@ -216,9 +216,9 @@ fn a_stale_or_foreign_table_is_refused() {
     copy(&golden("mole"), &other);
     poke(&other, "model.layers.1.experts.2.down_proj.weight", 0, 0.5);
     run(&job(&other, &theirs, "f32")).unwrap();
-    assert!(Model::open(&theirs, false).is_ok());
+    assert!(Model::open(&theirs, &OpenOptions::default()).is_ok());
     fs::copy(lut.join("config.json"), theirs.join("config.json")).unwrap();
-    let error = Model::open(&theirs, false).err().unwrap();
+    let error = Model::open(&theirs, &OpenOptions::default()).err().unwrap();
     assert!(
         error
             .to_string()
@@ -233,7 +233,7 @@ fn a_stale_or_foreign_table_is_refused() {
         text.replace("\"num_experts\": 4", "\"num_experts\": 3"),
     )
     .unwrap();
-    let error = Model::open(&stale, false).err().unwrap();
+    let error = Model::open(&stale, &OpenOptions::default()).err().unwrap();
     assert!(error.to_string().contains("has shape"), "{error}");
 }
 

@@ -2,7 +2,7 @@
 
 use ounce_compress::{ConvertJob, convert};
 use ounce_formats::Checkpoint;
-use ounce_model::{Batch, Model};
+use ounce_model::{Batch, Model, OpenOptions};
 use ounce_tensor::{Compute, no_grad};
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ fn converted(out: &Path, options: &[(&str, &str)]) -> Result<Model, String> {
         command_line: "test".into(),
     };
     convert(&job, &mut |_, _| {}, &AtomicBool::new(false)).map_err(|e| e.to_string())?;
-    Model::open(out, true).map_err(|e| e.to_string())
+    Model::open(out, &OpenOptions::widened()).map_err(|e| e.to_string())
 }
 
 fn logits(model: &Model) -> Vec<f32> {
@@ -45,7 +45,7 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn all_heads_are_the_same_function_and_fewer_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("moh");
-    let before = logits(&Model::open(&llama(), true).unwrap());
+    let before = logits(&Model::open(&llama(), &OpenOptions::widened()).unwrap());
     let all = converted(&out, &[("shared_heads", "1"), ("active_routed_heads", "3")]).unwrap();
     assert_eq!(logits(&all), before, "query_norm with every head is the model itself");
     let (old, new) = (Checkpoint::open(&llama()).unwrap(), Checkpoint::open(&out).unwrap());
@@ -66,7 +66,7 @@ fn all_heads_are_the_same_function_and_fewer_are_not() {
 fn learned_routers_start_near_uniform() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("moh");
-    let before = logits(&Model::open(&llama(), true).unwrap());
+    let before = logits(&Model::open(&llama(), &OpenOptions::widened()).unwrap());
     let options = [
         ("router", "two_stage"),
         ("shared_heads", "2"),

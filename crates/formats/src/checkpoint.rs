@@ -41,6 +41,7 @@ pub struct Checkpoint {
     shards: Vec<SafetensorsFile>,
     /// Name to index of the shard.
     shard_of: HashMap<String, usize>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
@@ -103,6 +104,7 @@ impl Checkpoint {
             config,
             shards,
             shard_of,
+            notes: Vec::new(),
         })
     }
 
@@ -114,6 +116,11 @@ impl Checkpoint {
     /// `config.json`, always an object, keys in file order.
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// What was chosen or passed over when the folder was opened: one line each, for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The weight files, in the order of their names.

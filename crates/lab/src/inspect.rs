@@ -5,12 +5,12 @@
 
 use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
 use ounce_model::{
-    Model, ModelConfig, ModelError, ModelOptions, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill,
+    Model, ModelConfig, ModelError, OpenOptions, Opened, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill,
 };
 use ounce_tensor::DType;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path};
 
 /// Elements of a tensor looked at together.
 const PIECE: usize = 1 << 20;
@@ -30,6 +30,8 @@ pub struct Inspection {
     pub parameters: u64,
     /// Parameters that one token meets: all but the experts it is not sent to.
     pub active_parameters: u64,
+    /// What was chosen, taken away or ignored when it was opened.
+    pub notes: Vec<String>,
     /// Bytes of the weight files.
     pub bytes_on_disk: u64,
     /// Bytes of keys and values that each token leaves in the cache, over all layers.
@@ -172,12 +174,13 @@ pub fn inspect(
     options: &InspectOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inspection, ModelError> {
-    let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let how = ModelOptions {
+    let how = OpenOptions {
         widen: false,
         attention: options.attention.clone(),
     };
-    let mut model = Model::from_checkpoint_with(checkpoint.clone(), &how)?;
+    let opened = Opened::new(dir, &how)?;
+    let checkpoint = opened.checkpoint();
+    let mut model = opened.model()?;
     let parameters = model.parameters() as u64;
     let embedding = (model.config.vocab_size * model.config.hidden_size) as u64;
     let mut vectors = 0;
@@ -222,7 +225,8 @@ pub fn inspect(
         }),
         parameters,
         active_parameters,
-        bytes_on_disk: disk(&checkpoint)?,
+        notes: opened.notes(),
+        bytes_on_disk: disk(checkpoint)?,
         kv_bytes_per_token: match &plan {
             Some(plan) => plan.memory_bytes_per_token.ceil() as u64,
             None => config.kv_bytes_per_token(element) as u64,
@@ -246,9 +250,9 @@ pub fn inspect(
             }
         }),
         plan,
-        dtypes: dtypes(&checkpoint),
+        dtypes: dtypes(checkpoint),
         scan: if options.scan {
-            Some(scan_values(&checkpoint, progress)?)
+            Some(scan_values(checkpoint, progress)?)
         } else {
             None
         },

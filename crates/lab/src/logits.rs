@@ -5,7 +5,7 @@
 //! so that the logits `[B, T, V]` are never in memory as a whole.
 
 use ounce_formats::{Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec, as_bytes};
-use ounce_model::{Batch, Model, ModelError, ModelOptions};
+use ounce_model::{Batch, Model, ModelError, Opened};
 use ounce_tensor::{Compute, no_grad, ops};
 use std::{collections::BTreeMap, path::Path};
 
@@ -21,7 +21,7 @@ struct Ids {
     len: usize,
 }
 
-/// Runs `model`, opened as `options` say, over the tensor `input_ids` `[B, T]` (I64 or I32) of the file `ids` and writes `logits` `[B, T, V]` (F32)
+/// Runs the model that `opened` names over the tensor `input_ids` `[B, T]` (I64 or I32) of the file `ids` and writes `logits` `[B, T, V]` (F32)
 /// to `out`, which appears complete or not at all. `progress` hears how many of how many tokens are done and may stop the
 /// work by returning false.
 ///
@@ -30,14 +30,13 @@ struct Ids {
 /// # Errors
 /// For anything wrong with the model, the ids or the output file.
 pub fn write_logits(
-    model: &Path,
-    options: &ModelOptions,
+    opened: &Opened,
     ids: &Path,
     out: &Path,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Option<[usize; 3]>, ModelError> {
     let input = read_ids(ids)?;
-    let model = Model::open_with(model, options)?;
+    let model = opened.model()?;
     check_range(ids, &input, model.config.vocab_size)?;
     let shape = [input.batch, input.len, model.config.vocab_size];
     let specs = vec![TensorSpec::new("logits", Dtype::F32, shape)];

@@ -3,7 +3,7 @@
 use ounce_compress::{ConvertJob, convert};
 use ounce_data::DataDir;
 use ounce_formats::Checkpoint;
-use ounce_model::{Batch, Model, Wiring};
+use ounce_model::{Batch, Model, OpenOptions, Wiring};
 use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
 use std::{
@@ -18,7 +18,7 @@ fn golden(case: &str) -> std::path::PathBuf {
 }
 
 fn logits(dir: &Path) -> Vec<f32> {
-    let model = Model::open(dir, true).unwrap();
+    let model = Model::open(dir, &OpenOptions::widened()).unwrap();
     let ids: Vec<u32> = (0..20).map(|i| i * 5 % 100).collect();
     let input = Batch {
         ids: &ids,
@@ -56,7 +56,7 @@ fn a_converted_checkpoint_has_the_same_tensors_and_the_wiring_of_the_list() {
         assert_eq!(a.bytes(), b.bytes(), "{}", tensor.name);
     }
     assert_eq!(after.tensors().count(), before.tensors().count());
-    let wirings: Vec<Wiring> = Model::open(&half, true)
+    let wirings: Vec<Wiring> = Model::open(&half, &OpenOptions::widened())
         .unwrap()
         .config
         .layers
@@ -125,7 +125,7 @@ fn smoke(name: &str, out: &Path, overrides: &[&str]) -> std::path::PathBuf {
 fn the_ladder_recipe_trains_and_its_checkpoint_round_trips() {
     let dir = tempfile::tempdir().unwrap();
     let folder = smoke("ladder.toml", dir.path(), &["run.export=f32"]);
-    let model = Model::open(&folder, true).unwrap();
+    let model = Model::open(&folder, &OpenOptions::widened()).unwrap();
     assert!(model.config.layers.iter().all(|l| l.wiring == Wiring::Ladder));
     let json = Checkpoint::open(&folder).unwrap().config().clone();
     assert_eq!(json["model_type"], "llamaLadder");

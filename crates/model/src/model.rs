@@ -1,20 +1,19 @@
 //! A whole language model: embedding, plan, final norm, head.
 
 use crate::{
-    attention,
     cache::{Cache, CacheType, KvCache},
     config::ModelConfig,
     ctx::{Ctx, Sink},
     error::{ModelError, Result},
     layer_cache::MixedCache,
+    open::{OpenOptions, Opened},
     param::Param,
     plan::{self, Plan},
     rope::RopeTable,
-    weights::{CheckpointWeights, Weights},
+    weights::Weights,
 };
-use ounce_formats::Checkpoint;
 use ounce_tensor::{Compute, DType, Solo, Tensor, ops, ops::RowSpan};
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 /// Tokens of a prompt that are read at once: enough for products to be fast, few enough for their results to be small.
 pub const PIECE: usize = 4096;
@@ -30,16 +29,6 @@ pub struct Batch<'a> {
     pub compute: Compute,
 }
 
-/// How a checkpoint is opened.
-#[derive(Debug, Clone, Default)]
-pub struct ModelOptions {
-    /// Widen 16-bit weights to f32 in memory.
-    pub widen: bool,
-    /// The attention method, where it shall not be the configuration's: `NAME`, `NAME:key=value,…` or `full`. See
-    /// [`attention::overridden`].
-    pub attention: Option<String>,
-}
-
 /// A loaded model.
 pub struct Model {
     /// Its configuration.
@@ -50,6 +39,7 @@ pub struct Model {
     /// `None`: the embedding is the head.
     head: Option<Param>,
     rope: RopeTable,
+    notes: Vec<String>,
 }
 
 impl Model {
@@ -75,48 +65,25 @@ impl Model {
             norm,
             head,
             rope,
+            notes: Vec::new(),
         })
     }
 
-    /// Opens a Hugging Face folder; weights stay file-backed. With `widen`, 16-bit weights become f32 copies (the
-    /// reference arithmetic of `verify` and `logits`).
+    /// Opens the checkpoint at `path`; see [`Opened`] for what can be asked before its weights are read.
     ///
     /// # Errors
-    /// For anything wrong with the folder, its configuration or its tensors.
-    pub fn open(dir: &Path, widen: bool) -> Result<Self> {
-        Self::open_with(dir, &ModelOptions { widen, attention: None })
+    /// For anything wrong with the files, the configuration, the tensors or the options.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        Opened::new(path, options)?.model()
     }
 
-    /// Like [`Model::open`], with more to choose.
-    ///
-    /// # Errors
-    /// For anything wrong with the folder, its configuration, its tensors or the options.
-    pub fn open_with(dir: &Path, options: &ModelOptions) -> Result<Self> {
-        Self::from_checkpoint_with(Arc::new(Checkpoint::open(dir)?), options)
+    /// What the user should know of how the checkpoint was understood: one line each; none for a fresh model.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
-    /// Like [`Model::open`], for a checkpoint already open.
-    ///
-    /// # Errors
-    /// For anything wrong with the configuration or the tensors.
-    pub fn from_checkpoint(checkpoint: Arc<Checkpoint>, widen: bool) -> Result<Self> {
-        Self::from_checkpoint_with(checkpoint, &ModelOptions { widen, attention: None })
-    }
-
-    /// Like [`Model::open_with`], for a checkpoint already open.
-    ///
-    /// # Errors
-    /// For anything wrong with the configuration, the tensors or the options.
-    pub fn from_checkpoint_with(checkpoint: Arc<Checkpoint>, options: &ModelOptions) -> Result<Self> {
-        let file = checkpoint.path().join("config.json").display().to_string();
-        let config = match &options.attention {
-            None => ModelConfig::parse(&file, checkpoint.config())?,
-            Some(spec) => ModelConfig::parse(&file, &attention::overridden(checkpoint.config(), spec)?)?,
-        };
-        let mut weights = CheckpointWeights::new(checkpoint, options.widen);
-        let model = Self::new(config, &mut weights)?;
-        weights.check_all_used(model.config.tied)?;
-        Ok(model)
+    pub(crate) fn set_notes(&mut self, notes: Vec<String>) {
+        self.notes = notes;
     }
 
     /// Visits every parameter, in checkpoint order.

@@ -1,7 +1,7 @@
 //! Methods of the feed-forward slot inside a whole model: decode, batches, files.
 
 use ounce_formats::{Dtype, TensorSpec, fsx, write_file};
-use ounce_model::{Batch, Model, ModelConfig, config::ModelShape, weights::FreshWeights};
+use ounce_model::{Batch, Model, ModelConfig, OpenOptions, config::ModelShape, weights::FreshWeights};
 use ounce_tensor::{Compute, no_grad};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -96,7 +96,7 @@ fn a_model_goes_through_files_bit_for_bit() {
             .map(|(name, t)| (name.as_str(), Dtype::F32, t.shape(), t.bytes()))
             .collect();
         write_file(&dir.path().join("model.safetensors"), &listed, &BTreeMap::new()).unwrap();
-        let mut read = Model::open(dir.path(), false).unwrap();
+        let mut read = Model::open(dir.path(), &OpenOptions::default()).unwrap();
         let mut again = Vec::new();
         read.visit(&mut |p| again.push((p.name.clone(), p.tensor.clone())));
         assert_eq!(tensors.len(), again.len());

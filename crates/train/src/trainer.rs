@@ -11,17 +11,14 @@ use crate::{
     step::{StepResult, TrainStep, fresh_config, fresh_model},
 };
 use ounce_data::{Batch, DataDir, Sampler};
-use ounce_formats::{Checkpoint, fsx};
-use ounce_model::{Model, ModelConfig, ModelError, attention, weights::CheckpointWeights};
+use ounce_formats::fsx;
+use ounce_model::{Model, ModelError, OpenOptions, Opened};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -86,6 +83,8 @@ pub enum Event {
         /// Steps done before.
         resumed_at: u64,
     },
+    /// How the checkpoint that `init` names was understood.
+    Note(String),
     /// Something the user should know; the run goes on.
     Warning(String),
     /// A step is done.
@@ -127,6 +126,9 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
         found.agree(&state, job.force)?;
     }
     let (model, config) = open_model(job, &corpus)?;
+    for note in model.notes() {
+        on_event(&Event::Note(note.clone()));
+    }
     let mut trainer = TrainStep::new(model, recipe)?;
     let plan = trainer.model.config.plan.as_ref();
     if let Some(doubt) = plan.and_then(|plan| plan.doubt(run.length)) {
@@ -260,17 +262,15 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
 fn open_model(job: &TrainJob, corpus: &Corpus) -> Result<(Model, Value)> {
     let recipe = &job.recipe;
     if let Some(init) = &recipe.init {
-        let checkpoint = Arc::new(Checkpoint::open(&job.data.expand(init)?)?);
-        let folder = checkpoint.path().to_owned();
-        let json = match &recipe.attention {
-            None => checkpoint.config().clone(),
-            Some(spec) => attention::overridden(checkpoint.config(), spec)?,
+        let options = OpenOptions {
+            widen: true,
+            attention: recipe.attention.clone(),
         };
-        let config = ModelConfig::parse(&folder.join("config.json").display().to_string(), &json)?;
-        check_memory(recipe, &config)?;
-        let mut model = Model::new(config, &mut CheckpointWeights::new(checkpoint, true))?;
-        check_finite(&folder, &mut model)?;
-        return Ok((model, json));
+        let opened = Opened::new(&job.data.expand(init)?, &options)?;
+        check_memory(recipe, opened.config())?;
+        let mut model = opened.model()?;
+        check_finite(opened.checkpoint().path(), &mut model)?;
+        return Ok((model, opened.json().clone()));
     }
     let eos = corpus.tokenizer.eos_ids().first().copied();
     let (config, json) = fresh_config(recipe, corpus.tokenizer.vocab_size(), eos)?;

@@ -1,25 +1,29 @@
 //! Training that continues from a checkpoint changes its weights, whatever they are stored in.
 
 use ounce_data::DataDir;
-use ounce_model::Model;
+use ounce_model::{Model, OpenOptions};
 use ounce_train::{Recipe, TrainJob, train};
 use std::{path::Path, sync::atomic::AtomicBool};
 
-fn run(text: &str, out: &Path, data: &Path) {
-    let job = TrainJob {
+fn job(text: &str, out: &Path, data: &Path) -> TrainJob {
+    TrainJob {
         recipe: Recipe::parse("test", text, &[]).unwrap(),
         out: out.to_owned(),
         data: DataDir::from_environment(Some(data.to_owned())),
         resume: false,
         force: false,
         command_line: "test".into(),
-    };
+    }
+}
+
+fn run(text: &str, out: &Path, data: &Path) {
+    let job = job(text, out, data);
     assert!(train(&job, &mut |_| {}, &AtomicBool::new(false)).unwrap());
 }
 
 fn weights(folder: &Path) -> Vec<(String, Vec<f32>)> {
     let mut all = Vec::new();
-    Model::open(folder, true)
+    Model::open(folder, &OpenOptions::widened())
         .unwrap()
         .visit(&mut |p| all.push((p.name.clone(), p.tensor.to_f32())));
     all
@@ -56,4 +60,47 @@ fn continuing_from_a_checkpoint_changes_every_weight() {
             "{export}: the base was written"
         );
     }
+}
+
+/// `generate` and `eval` refuse a tensor that the configuration has no use for; training on without it would drop it.
+#[test]
+fn a_tensor_without_a_use_is_refused_and_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    ounce_data::toy::write_toys(&data, 0, 20_000).unwrap();
+    let rest = "[data]\ntrain = [\"${data}/toy-text.txt\"]\n[run]\nsteps = 1\nbatch = 1\nlength = 16\n";
+    let shape = "[model]\nhidden_size = 16\nlayers = 1\nheads = 2\nintermediate_size = 16\n\
+                 [tokenizer]\ntrain_vocab = 260\n";
+    let base = dir.path().join("base");
+    run(&format!("{shape}{rest}"), &base, &data);
+    let init = base.join("final");
+    let weights = init.join("model.safetensors");
+    let file = ounce_formats::SafetensorsFile::open(&weights).unwrap();
+    let mut tensors: Vec<_> = file
+        .names()
+        .map(|name| {
+            let view = file.view(name).unwrap();
+            (name.to_owned(), view.dtype, view.shape.to_vec(), view.bytes.to_vec())
+        })
+        .collect();
+    let bias = "model.layers.0.self_attn.q_proj.bias".to_owned();
+    tensors.push((bias, ounce_formats::Dtype::F32, vec![16], vec![0; 64]));
+    drop(file);
+    let listed: Vec<_> = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name.as_str(), *dtype, &shape[..], &bytes[..]))
+        .collect();
+    ounce_formats::write_file(&weights, &listed, &std::collections::BTreeMap::new()).unwrap();
+
+    let by_generate = Model::open(&init, &OpenOptions::default()).err().unwrap().to_string();
+    let recipe = format!("init = {:?}\n{rest}", init.display().to_string());
+    let job = job(&recipe, &dir.path().join("on"), &data);
+    let by_train = train(&job, &mut |_| {}, &AtomicBool::new(false))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        by_train.contains("q_proj.bias") && by_train.contains("no use"),
+        "{by_train}"
+    );
+    assert_eq!(by_train, by_generate);
 }

@@ -11,7 +11,7 @@ use ounce_lab::{
     bench::{self, AttentionBench, BenchRow},
     report::{Cell, Column, Table, format_bytes},
 };
-use ounce_model::Model;
+use ounce_model::{Model, OpenOptions};
 use ounce_tensor::Compute;
 
 pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
@@ -28,8 +28,16 @@ pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
         BenchWhat::Kernels => bench::kernels(runs)?,
         BenchWhat::Train { recipes } if recipes.is_empty() => bench::train(runs)?,
         BenchWhat::Train { recipes } => bench::train_recipes(recipes, runs)?,
-        BenchWhat::Decode { model, context } => vec![bench::decode(&Model::open(model, false)?, *context, runs)?],
-        BenchWhat::Prefill { model, context } => vec![bench::prefill(&Model::open(model, false)?, *context, runs)?],
+        BenchWhat::Decode { model, context } => vec![bench::decode(
+            &Model::open(model, &OpenOptions::default())?,
+            *context,
+            runs,
+        )?],
+        BenchWhat::Prefill { model, context } => vec![bench::prefill(
+            &Model::open(model, &OpenOptions::default())?,
+            *context,
+            runs,
+        )?],
         BenchWhat::Attention {
             method,
             context,

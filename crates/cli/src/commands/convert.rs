@@ -5,7 +5,7 @@ use crate::{
     args::{Convert, Global},
     exit::{Failure, Outcome},
     interrupt, output,
-    progress::bar,
+    progress::{bar, notes},
 };
 use ounce_compress::{CompressError, ConvertJob, ConvertReport, convert, estimate_conversion};
 use ounce_lab::report::format_bytes;
@@ -55,6 +55,7 @@ pub(super) fn run(args: &Convert, global: &Global) -> Outcome {
 }
 
 fn show(report: &ConvertReport, global: &Global) -> Outcome {
+    notes(&report.notes);
     if global.json {
         return output::json(report);
     }

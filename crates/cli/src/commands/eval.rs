@@ -4,7 +4,7 @@ use crate::{
     args::{Eval, Global},
     exit::{Failure, Outcome},
     output,
-    progress::{bar, note},
+    progress::{bar, note, notes},
 };
 use ounce_data::{DataDir, passkey::Passkey};
 use ounce_eval::{
@@ -13,7 +13,7 @@ use ounce_eval::{
 };
 use ounce_formats::fsx;
 use ounce_lab::report::{Cell, Column, Table};
-use ounce_model::{Model, ModelOptions, Tokenizer};
+use ounce_model::{Model, OpenOptions, Tokenizer};
 use serde_json::json;
 
 /// Pairs of contexts that are compared for `--misalignment`.
@@ -26,11 +26,12 @@ const KEYS: usize = 100;
 const CHUNK: usize = 64;
 
 pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
-    let how = ModelOptions {
+    let how = OpenOptions {
         widen: false,
         attention: args.attention.clone(),
     };
-    let model = Model::open_with(&args.model, &how)?;
+    let model = Model::open(&args.model, &how)?;
+    notes(model.notes());
     let attention = model.config.attention.clone();
     if attention.as_ref().is_some_and(|a| a.looks_ahead()) {
         note(

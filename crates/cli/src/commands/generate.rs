@@ -4,17 +4,19 @@ use crate::{
     args::{Generate, Global},
     exit::{Failure, Outcome},
     interrupt, output,
+    progress::notes,
 };
-use ounce_model::{GenerateOptions, Model, ModelOptions, SamplerConfig, StreamDecoder, Tokenizer, generate};
+use ounce_model::{GenerateOptions, Model, OpenOptions, SamplerConfig, StreamDecoder, Tokenizer, generate};
 use serde_json::json;
 
 pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
     interrupt::flag();
-    let options = ModelOptions {
+    let options = OpenOptions {
         widen: false,
         attention: args.attention.clone(),
     };
-    let model = Model::open_with(&args.model, &options)?;
+    let model = Model::open(&args.model, &options)?;
+    notes(model.notes());
     let has_tokenizer = args.model.join("tokenizer.json").is_file();
     let tokenizer = if has_tokenizer || args.prompt.is_some() {
         Some(Tokenizer::from_folder(&args.model)?)

@@ -54,6 +54,9 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Outcome {
             "active parameters",
             format!("{} per token", format_count(found.active_parameters)),
         )?;
+        for note in &found.notes {
+            row("note", note.clone())?;
+        }
         row("on disk", format_bytes(found.bytes_on_disk))?;
         for (name, share) in &found.dtypes {
             row(

@@ -4,19 +4,21 @@ use crate::{
     args::{Global, Logits},
     exit::{Failure, Outcome},
     interrupt,
-    progress::{bar, note},
+    progress::{bar, note, notes},
 };
 use ounce_lab::logits::write_logits;
-use ounce_model::ModelOptions;
+use ounce_model::{OpenOptions, Opened};
 
 pub(super) fn run(args: &Logits, global: &Global) -> Outcome {
     interrupt::flag();
     let progress = bar(!global.no_progress, 1);
-    let options = ModelOptions {
+    let options = OpenOptions {
         widen: true,
         attention: args.attention.clone(),
     };
-    let written = write_logits(&args.model, &options, &args.ids, &args.out, &mut |done, total| {
+    let opened = Opened::new(&args.model, &options)?;
+    notes(&opened.notes());
+    let written = write_logits(&opened, &args.ids, &args.out, &mut |done, total| {
         progress.set_length(total as u64);
         progress.set_position(done as u64);
         !interrupt::pressed()

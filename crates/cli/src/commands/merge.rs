@@ -5,7 +5,7 @@ use crate::{
     args::{Global, Merge},
     exit::{Failure, Outcome},
     interrupt, output,
-    progress::{bar, note},
+    progress::{bar, note, notes},
 };
 use ounce_compress::{
     CALIBRATION_TEXT_BYTES, CompressError, MergeEvent, MergeJob, MergeRecipe, estimate, merge,
@@ -96,6 +96,7 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
         }
         other => other?,
     };
+    notes(&report.notes);
     if global.json {
         return output::json(&report);
     }

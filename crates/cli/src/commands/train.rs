@@ -64,6 +64,7 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
                 );
             }
             // Told even with --no-progress: it is no progress.
+            Event::Note(text) => steps.suspend(|| note(true, &format!("note: {text}"))),
             Event::Warning(text) => steps.suspend(|| note(true, &format!("warning: {text}"))),
             Event::Step(step) => {
                 steps.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));

@@ -24,7 +24,7 @@ use crate::{
 use decide::{check, decide};
 use journal::{Identity, Journal};
 use ounce_formats::{Checkpoint, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter};
-use ounce_model::Model;
+use ounce_model::{Model, OpenOptions, Opened};
 use ounce_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -103,6 +103,8 @@ pub struct MergeReport {
     pub bytes_before: u64,
     /// Bytes of weights after.
     pub bytes_after: u64,
+    /// How the model was understood: what was chosen, taken away or ignored.
+    pub notes: Vec<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -111,8 +113,9 @@ pub struct MergeReport {
 const BUFFERS: usize = 32 << 20;
 
 fn open(job: &MergeJob) -> Result<(Arc<Checkpoint>, Model), CompressError> {
-    let checkpoint = Arc::new(Checkpoint::open(&job.model)?);
-    let model = Model::from_checkpoint(checkpoint.clone(), false)?;
+    let opened = Opened::new(&job.model, &OpenOptions::default())?;
+    let checkpoint = opened.checkpoint().clone();
+    let model = opened.model()?;
     let place = job.model.display().to_string();
     if !model.config.is_moe() {
         return Err(CompressError::input(
@@ -238,6 +241,7 @@ pub fn merge(
         calibration_tokens: decided.calibration_tokens,
         bytes_before: checkpoint.total_bytes(),
         bytes_after: after,
+        notes: model.notes().to_vec(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

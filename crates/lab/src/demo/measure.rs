@@ -3,10 +3,10 @@
 
 use crate::bench::{anonymous_rss_bytes, peak_rss_bytes, rates};
 use ounce_eval::{ScoreOptions, perplexity_of_text};
-use ounce_formats::{Checkpoint, fsx};
-use ounce_model::{GenerateOptions, Model, ModelError, SamplerConfig, Tokenizer, generate};
+use ounce_formats::fsx;
+use ounce_model::{GenerateOptions, ModelError, OpenOptions, Opened, SamplerConfig, Tokenizer, generate};
 use serde::{Deserialize, Serialize};
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{path::Path, time::Instant};
 
 /// What the measuring process prints as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,9 +49,9 @@ pub fn measure(
     sample_tokens: usize,
 ) -> Result<Measurement, crate::LabError> {
     let start = Instant::now();
-    let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let disk_bytes = checkpoint.total_bytes();
-    let mut model = Model::from_checkpoint(checkpoint, false)?;
+    let opened = Opened::new(dir, &OpenOptions::default())?;
+    let disk_bytes = opened.checkpoint().total_bytes();
+    let mut model = opened.model()?;
     let tokenizer = Tokenizer::from_folder(dir).map_err(ModelError::from)?;
     let mut options = GenerateOptions {
         max_new_tokens: 1,

@@ -7,7 +7,7 @@ use ounce_eval::{
     Misalignment, MisalignmentOptions, Passage, PasskeyReport, ScoreOptions, find_passkeys, log_probabilities, silent,
 };
 use ounce_formats::fsx;
-use ounce_model::{Batch, Model, ModelError, ModelOptions, Routing, Tokenizer};
+use ounce_model::{Batch, Model, ModelError, OpenOptions, Routing, Tokenizer};
 use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
 use serde_json::Value;
@@ -131,7 +131,7 @@ impl Trained {
     /// If it is no model with a tokenizer.
     pub fn open(folder: PathBuf) -> Result<Self, LabError> {
         Ok(Self {
-            model: Model::open(&folder, true)?,
+            model: Model::open(&folder, &OpenOptions::widened())?,
             tokenizer: Tokenizer::from_folder(&folder).map_err(ModelError::from)?,
             validation: Vec::new(),
             training: Vec::new(),
@@ -249,13 +249,13 @@ impl Trained {
     /// # Errors
     /// If the method does not fit the model.
     pub fn with_attention(&self, spec: &str) -> Result<Self, LabError> {
-        let how = ModelOptions {
+        let how = OpenOptions {
             widen: true,
             attention: Some(spec.into()),
         };
         Ok(Self {
             folder: self.folder.clone(),
-            model: Model::open_with(&self.folder, &how)?,
+            model: Model::open(&self.folder, &how)?,
             tokenizer: Tokenizer::from_folder(&self.folder).map_err(ModelError::from)?,
             validation: Vec::new(),
             training: Vec::new(),

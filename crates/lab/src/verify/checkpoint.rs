@@ -3,7 +3,7 @@
 
 use super::{Checks, VerifyError, floats, worst};
 use ounce_formats::SafetensorsFile;
-use ounce_model::{Batch, GenerateOptions, Model, SamplerConfig, generate, top_k};
+use ounce_model::{Batch, GenerateOptions, Model, OpenOptions, SamplerConfig, generate, top_k};
 use ounce_tensor::{Compute, no_grad};
 use std::path::Path;
 
@@ -14,7 +14,7 @@ const WEIGHTS: f64 = 1e-5;
 
 pub(super) fn run(dir: &Path, checks: &mut Checks) -> Result<(), VerifyError> {
     let expected = SafetensorsFile::open(&dir.join("expected.safetensors"))?;
-    let model = Model::open(dir, true)?;
+    let model = Model::open(dir, &OpenOptions::widened())?;
     let ids_view = expected.view("input_ids")?;
     let ids: Vec<u32> = ids_view.to_i64_vec()?.into_iter().map(|id| id as u32).collect();
     let batch = ids_view.shape.first().copied().unwrap_or(1);

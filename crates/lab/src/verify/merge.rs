@@ -12,7 +12,7 @@ use ounce_compress::{
     statistics::{LayerStatistics, Wanted},
 };
 use ounce_formats::{Checkpoint, SafetensorsFile};
-use ounce_model::{Batch, Model};
+use ounce_model::{Batch, Model, OpenOptions};
 use ounce_tensor::{Compute, no_grad};
 use serde_json::Value;
 use std::{
@@ -49,7 +49,7 @@ struct Case<'a> {
 }
 
 pub(super) fn run(dir: &Path, json: &Value, checks: &mut Checks) -> Result<(), VerifyError> {
-    let model = Model::open(&dir.join("model"), false)?;
+    let model = Model::open(&dir.join("model"), &OpenOptions::default())?;
     let experts = model.config.moe_layers().map(|(_, m)| m.experts).max().unwrap_or(0);
     let case = Case {
         dir,
@@ -280,7 +280,7 @@ impl Case<'_> {
             batch: rows(&self.expected, "test_ids")?,
             compute: Compute::F32,
         };
-        let model = Model::open(dir, true)?;
+        let model = Model::open(dir, &OpenOptions::widened())?;
         Ok(no_grad(|| model.forward(batch))?.to_f32())
     }
 
@@ -354,7 +354,7 @@ impl Case<'_> {
         layers: usize,
         checks: &mut Checks,
     ) -> Result<(), VerifyError> {
-        let model = Model::open(out, true)?;
+        let model = Model::open(out, &OpenOptions::widened())?;
         let blocks = model.plan().blocks();
         for (m, matrix) in ["gate_proj", "up_proj", "down_proj"].into_iter().enumerate() {
             let name = format!("merged.{rule}.r{count}.{matrix}");

@@ -1,7 +1,7 @@
 //! What a configuration may say, what it makes (sizes, bytes, bill), and the authors' files.
 
 use crate::{batch, forward, fresh, ids, json_of};
-use ounce_model::{Model, ModelConfig, ModelError};
+use ounce_model::{Model, ModelConfig, ModelError, OpenOptions};
 use ounce_tensor::no_grad;
 use serde_json::{Value, json};
 
@@ -97,7 +97,7 @@ fn the_authors_state_dicts_load() {
             &std::collections::BTreeMap::new(),
         )
         .unwrap();
-        Model::open(dir.path(), true)
+        Model::open(dir.path(), &OpenOptions::widened())
     };
     let plain = copy(&|name| name.to_owned(), 0.25).unwrap();
     let parallel = copy(&|name| format!("module.{name}"), 0.25).unwrap();
