@@ -68,7 +68,7 @@ fn a_tensor_without_a_use_is_refused_and_not_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     ounce_data::toy::write_toys(&data, 0, 20_000).unwrap();
-    let rest = "[data]\ntrain = [\"${data}/toy-text.txt\"]\n[run]\nsteps = 1\nbatch = 1\nlength = 16\n";
+    let rest = "[data]\ntrain = [\"${data}/toy-text.txt\"]\n[optimizer]\nlr = 1e-2\n[run]\nsteps = 1\nbatch = 1\nlength = 16\n";
     let shape = "[model]\nhidden_size = 16\nlayers = 1\nheads = 2\nintermediate_size = 16\n\
                  [tokenizer]\ntrain_vocab = 260\n";
     let base = dir.path().join("base");
