@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ounce_kernels::BlockKind;
+
 /// The element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -21,6 +23,8 @@ pub enum Dtype {
     U8,
     /// One byte, 0 or 1.
     Bool,
+    /// Quantised weights, in blocks of a row; only GGUF files hold them.
+    Blocks(BlockKind),
     /// A type the safetensors format has and Ounce does not compute with. Such tensors can be listed and measured, so
     /// that a file which holds one among others still opens; asking for their data is an error.
     Foreign(ForeignDtype),
@@ -102,24 +106,32 @@ impl Dtype {
             Self::I32 => "I32",
             Self::U8 => "U8",
             Self::Bool => "BOOL",
+            Self::Blocks(kind) => kind.name(),
             Self::Foreign(foreign) => foreign.name,
         }
     }
 
-    /// Bits per element; some foreign types are narrower than a byte.
+    /// Bits per element; some foreign types are narrower than a byte. Of blocks, those of a whole block by its values,
+    /// rounded up.
     pub fn bits(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 64,
             Self::F32 | Self::I32 => 32,
             Self::F16 | Self::BF16 => 16,
             Self::U8 | Self::Bool => 8,
+            Self::Blocks(kind) => (kind.bytes() * 8).div_ceil(kind.values()),
             Self::Foreign(foreign) => foreign.bits,
         }
     }
 
-    /// Bytes of a tensor of this type and `shape`; `None` if they cannot be counted in a `usize` or are not whole.
+    /// Bytes of a tensor of this type and `shape`; `None` if they cannot be counted in a `usize` or are not whole. Rows
+    /// are whole blocks, where there are blocks.
     pub fn byte_len(self, shape: &[usize]) -> Option<usize> {
         let elements = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d))?;
+        if let Self::Blocks(kind) = self {
+            let row = shape.last().copied().unwrap_or(1);
+            return kind.byte_len(elements).filter(|_| row.is_multiple_of(kind.values()));
+        }
         let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }

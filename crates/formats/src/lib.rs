@@ -6,7 +6,7 @@
 //! is named here.
 //!
 //! Reading: [`Checkpoint`] (a Hugging Face folder) over [`SafetensorsFile`] (one file, safetensors or
-//! weights-only [`torch`]), both memory-mapped.
+//! weights-only [`torch`]), and [`Gguf`] (one file or its parts), all memory-mapped.
 //! Writing: [`OutputFolder`] (journal, lock, rename at the end) around [`ShardedWriter`] (bounded memory, resumable).
 
 #[cfg(target_endian = "big")]
@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod fsx;
+pub mod gguf;
 pub mod output;
 pub mod safetensors;
 pub mod sharded;
@@ -26,6 +27,7 @@ pub mod writer;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};
+pub use gguf::Gguf;
 pub use output::{OutputFolder, Overwrite, Resume};
 pub use safetensors::SafetensorsFile;
 pub use sharded::{ShardOptions, ShardedWriter};

@@ -201,10 +201,12 @@ impl SafetensorsFile {
         let file = fsx::open(path)?;
         let file = MappedFile::new(&file).map_err(FormatError::io(path, "map it into memory"))?;
         let header = crate::torch::parse(path, &file)?;
-        Ok(Self {
-            file: Arc::new(file),
-            header,
-        })
+        Ok(Self::listed(Arc::new(file), header))
+    }
+
+    /// A mapped file whose header was read and checked by another format's reader.
+    pub(crate) fn listed(file: Arc<MappedFile>, header: Header) -> Self {
+        Self { file, header }
     }
 
     /// The checked header.

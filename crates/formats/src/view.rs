@@ -39,7 +39,7 @@ impl TensorView<'_> {
         self.bytes.is_empty()
     }
 
-    /// The elements as `f32`: widened from F16 and BF16, rounded from F64.
+    /// The elements as `f32`: widened from F16, BF16 and blocks, rounded from F64.
     ///
     /// # Errors
     /// The tensor does not hold floats.
@@ -49,7 +49,12 @@ impl TensorView<'_> {
             Dtype::F16 => self.elements(|b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => self.elements(|b| bf16::from_le_bytes(b).to_f32()),
             Dtype::F64 => self.elements(|b| f64::from_le_bytes(b) as f32),
-            _ => return Err(self.wrong_type("F32, F64, F16 or BF16")),
+            Dtype::Blocks(kind) => {
+                let mut values = vec![0.0; self.len()];
+                ounce_kernels::Blocks::new(kind, self.bytes).widen_from(0, &mut values);
+                values
+            }
+            _ => return Err(self.wrong_type("F32, F64, F16, BF16 or blocks")),
         })
     }
 

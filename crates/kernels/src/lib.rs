@@ -6,6 +6,7 @@
 //! hinting at pages and asking the system how many cores there are.
 
 pub mod attention;
+pub mod blocks;
 pub mod elementwise;
 pub mod float;
 pub mod gemm;
@@ -28,6 +29,7 @@ mod simd;
 mod test_support;
 
 pub use attention::{AttentionRows, AttentionShape, Heads, attention, attention_backward};
+pub use blocks::{BlockKind, Blocks};
 pub use elementwise::{
     add, add_assign, add_bias, axpy, column_sum, gelu_erf, gelu_erf_backward, log_softmax, log_softmax_backward, mul,
     scale, sigmoid, sigmoid_backward, silu, silu_backward, softmax, softmax_backward, sub, sum, sum_squares, swiglu,
