@@ -21,6 +21,9 @@ pub enum ModelError {
         /// What to do about it.
         hint: String,
     },
+    /// Several of them, a line each.
+    #[error("{} keys cannot be used as they are{}", .0.len(), lines(.0))]
+    Several(Vec<ModelError>),
     /// A tensor of a checkpoint breaks a rule.
     #[error("{file}: tensor \"{tensor}\": {rule}")]
     Weight {
@@ -66,7 +69,24 @@ impl ModelError {
             }
             Self::Format(e) => e.hint().map(str::to_owned),
             Self::Tokenizer(e) => e.hint().map(str::to_owned),
-            Self::Cache(_) | Self::Tensor(_) => None,
+            // Each line has its own.
+            Self::Several(_) | Self::Cache(_) | Self::Tensor(_) => None,
         }
     }
+}
+
+/// More lines than this help nobody.
+const SHOWN: usize = 20;
+
+/// One line an error, with its hint.
+fn lines(errors: &[ModelError]) -> String {
+    let line = |e: &ModelError| match e.hint() {
+        Some(hint) => format!("\n  {e}; {hint}"),
+        None => format!("\n  {e}"),
+    };
+    let more = match errors.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("\n  and {more} more"),
+    };
+    errors.iter().take(SHOWN).map(line).chain([more]).collect()
 }

@@ -76,7 +76,8 @@ impl Opened {
 
     /// What the user should know of how the checkpoint was understood: what was chosen, taken away or ignored. One line each.
     pub fn notes(&self) -> Vec<String> {
-        self.checkpoint.notes().to_vec()
+        let files = self.checkpoint.notes().iter().cloned();
+        files.chain(self.config.note()).collect()
     }
 
     /// Builds the model; weights stay file-backed unless they are widened.

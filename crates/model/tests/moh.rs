@@ -356,8 +356,12 @@ fn bad_values_are_refused_with_key_rule_and_hint() {
     );
     let mut remote = llama(8, 4);
     remote["auto_map"] = json!({"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"});
-    let message = ModelConfig::parse("config.json", &remote).unwrap_err().to_string();
-    assert!(message.contains("auto_map") && message.contains("moh:"), "{message}");
+    let error = ModelConfig::parse("config.json", &remote).unwrap_err();
+    let hint = error.hint().unwrap_or_default();
+    assert!(
+        error.to_string().contains("auto_map") && hint.contains("moh:"),
+        "{error} {hint}"
+    );
 }
 
 proptest! {

@@ -110,7 +110,7 @@ fn configurations() {
         ("hidden_act", json!("gelu")),
         ("quantization_config", json!({ "bits": 4 })),
         ("auto_map", json!({ "AutoModel": "m.M" })),
-        ("attention_bias", json!(true)),
+        ("is_causal", json!(false)),
         ("model_type", json!("ounce_merged")),
         ("model_type", json!(7)),
     ] {

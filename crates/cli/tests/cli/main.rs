@@ -5,6 +5,7 @@ mod bad_files;
 mod disk;
 mod errors;
 mod help;
+mod ignored_keys;
 mod life;
 mod merging;
 #[cfg(target_os = "linux")]

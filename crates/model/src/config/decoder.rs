@@ -1,5 +1,4 @@
-//! A stock decoder's shape from its keys: sizes, biases, norms of queries and keys, sliding windows. `families` has
-//! checked before that every key of the file is one the family has.
+//! A stock decoder's shape from its keys: sizes, biases, norms of queries and keys, sliding windows.
 
 use super::{LayerConfig, ModelConfig, QkNorm, feed_forward, keys::Keys, refuse, rope};
 use crate::{attention, error::Result, ffn, residual};
@@ -39,18 +38,7 @@ pub(super) fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelCo
             format!("only \"silu\" is implemented for this family, is \"{act}\""),
         );
     }
-    if keys.count("pretraining_tp", 0..=1 << 20)?.unwrap_or(1) > 1 {
-        return keys.bad("pretraining_tp", "only 1 is implemented");
-    }
     let layer_count = keys.count("num_hidden_layers", 1..=4096)?;
-    if let Some(percent) = keys.number("rotary_percent")?
-        && percent != 1.0
-    {
-        return keys.bad(
-            "rotary_percent",
-            format!("partial rotary positions are not supported, is {percent}"),
-        );
-    }
     let Some(layer_count) = layer_count else {
         return keys.bad("num_hidden_layers", "is missing");
     };
@@ -72,6 +60,7 @@ pub(super) fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelCo
     let mut config = ModelConfig {
         model_type: base.into(),
         raw: keys.map.clone(),
+        ignored: Vec::new(),
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         layers: windows

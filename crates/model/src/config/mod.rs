@@ -1,23 +1,26 @@
-//! What a `config.json` says, normalised: one struct for all families. `families` says which keys each one has;
-//! `decoder`, `feed_forward` and `rope` read them.
+//! What a `config.json` says, normalised: one struct for all families. `families` says which keys each one has and
+//! `verdict` what becomes of all others; `decoder`, `feed_forward` and `rope` read them.
 //!
-//! Every key of the file is either used, known to be harmless, or refused: a key that would silently change the function
-//! is never ignored.
+//! A key that would silently change the function is never ignored.
 
 mod decoder;
 mod families;
 mod feed_forward;
 pub(crate) mod keys;
+mod problems;
 mod recipe;
 mod rope;
+mod verdict;
 
 use crate::{
-    attention::Method,
+    attention::{self, Method},
     error::{ModelError, Result},
     ffn::FfnMethod,
-    plan::PlanMethod,
+    plan::{self, PlanMethod},
     residual::Wiring,
 };
+use families::Known;
+use problems::Problems;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -31,6 +34,8 @@ pub struct ModelConfig {
     pub model_type: String,
     /// The configuration as read, for re-export.
     pub raw: Map<String, Value>,
+    /// Keys found that the family's reference never reads: without effect here, too.
+    pub ignored: Vec<String>,
     /// V.
     pub vocab_size: usize,
     /// D.
@@ -210,10 +215,75 @@ impl ModelConfig {
     /// Reads a parsed `config.json`; `file` names it in errors.
     ///
     /// # Errors
-    /// For an unknown family, a missing or unknown key, a value out of range, or a key this program refuses because it
-    /// changes the function in a way it does not implement.
+    /// For an unknown family, a missing key, a value out of range, or a key this program refuses because it changes the
+    /// function in a way it does not implement; all such keys at once.
     pub fn parse(file: &str, json: &Value) -> Result<Self> {
-        families::parse(file, json)
+        let Value::Object(map) = json else {
+            return refuse(
+                file,
+                "",
+                "the file is not a JSON object",
+                "it should be the config.json of a checkpoint",
+            );
+        };
+        let keys = Keys { file, map };
+        let Some(stated) = keys.text("model_type")? else {
+            return keys.bad("model_type", "is missing");
+        };
+        let merged = stated == "ounce_merged";
+        let base = if merged {
+            keys.text("base_model_type")?.unwrap_or("")
+        } else {
+            stated
+        };
+        // Some files say another family than theirs.
+        let planned = plan::FAMILIES.iter().find(|f| !merged && (f.recognises)(&keys));
+        let base = planned.map_or(base, |f| f.model_type);
+        let Some(family) = Known::find(base) else {
+            let key = if merged { "base_model_type" } else { "model_type" };
+            return refuse(
+                file,
+                key,
+                format!("\"{base}\" is not a supported family"),
+                format!("supported: {}", Known::names().join(", ")),
+            );
+        };
+        let mut problems = Problems::default();
+        let ignored = verdict::judge(&keys, &family, merged, &mut problems);
+        problems.result()?;
+        // Whoever reads on never meets a key that the family does not use.
+        let used = map
+            .iter()
+            .filter(|(key, _)| family.uses(key, merged) || attention::is_method(key));
+        let used = used.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let keys = Keys { file, map: &used };
+        let config = match planned {
+            Some(family) => (family.read)(&keys)?,
+            None => decoder::build(&keys, base, merged)?,
+        };
+        Ok(Self {
+            ignored,
+            raw: map.clone(),
+            ..config
+        })
+    }
+
+    /// One line on [`ModelConfig::ignored`], if there is anything to say; the first keys by name.
+    pub fn note(&self) -> Option<String> {
+        const NAMED: usize = 12;
+        let more = self.ignored.len().saturating_sub(NAMED);
+        let named = self.ignored[..self.ignored.len() - more].join(", ");
+        let more = if more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        (!self.ignored.is_empty()).then(|| {
+            format!(
+                "config.json: \"{}\" does not read these keys, ignored: {named}{more}",
+                self.model_type
+            )
+        })
     }
 
     /// Is there a mixture of experts in any layer?

@@ -158,7 +158,18 @@ impl ModelShape {
                 "remove model.experts and model.family, or model.residual",
             );
         }
-        ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos)).map_err(|e| self.in_words_of_the_recipe(e))
+        let config = ModelConfig::parse("recipe", &self.to_json(vocab_size, bos, eos))
+            .map_err(|e| self.in_words_of_the_recipe(e))?;
+        match config.ignored.first() {
+            None => Ok(config),
+            // Nobody writes a key into a recipe for nothing.
+            Some(key) => refuse(
+                "recipe",
+                &format!("model.config.{key}"),
+                format!("unknown to family \"{}\"", config.model_type),
+                HINT,
+            ),
+        }
     }
 
     fn in_words_of_the_recipe(&self, error: ModelError) -> ModelError {

@@ -7,6 +7,14 @@ use serde_json::Value;
 /// Both spellings: `rope_parameters` (new) and flat `rope_theta` + `rope_scaling` (old).
 pub(super) fn read(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> {
     let flat_theta = keys.positive("rope_theta", 10000.0)?;
+    let whole = |kind: &str| match keys.number("partial_rotary_factor")? {
+        // The reference does not read it for plain rotary positions.
+        Some(part) if part != 1.0 && kind != "default" => keys.bad(
+            "partial_rotary_factor",
+            format!("partial rotary positions are not supported, is {part}"),
+        ),
+        _ => Ok(()),
+    };
     let nested_key = if keys.get("rope_parameters").is_some() {
         "rope_parameters"
     } else {
@@ -27,6 +35,7 @@ pub(super) fn read(keys: &Keys<'_>, max_positions: usize) -> Result<RopeConfig> 
         Some(kind) => kind,
         None => inner.text("type")?.unwrap_or("default"),
     };
+    whole(kind)?;
     let known: &[&str] = match kind {
         "default" => &[],
         "linear" => &["factor"],

@@ -172,6 +172,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig> {
     Ok(ModelConfig {
         model_type: MODEL_TYPE.into(),
         raw: keys.map.clone(),
+        ignored: Vec::new(),
         vocab_size,
         hidden_size,
         layers: vec![layer; count],
