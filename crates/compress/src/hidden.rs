@@ -86,14 +86,7 @@ impl OneLayer {
     /// For a sequence of `tokens` tokens.
     pub(crate) fn new(model: &Model, tokens: usize) -> Self {
         let c = &model.config;
-        Self(KvCache::new(
-            CacheType::F32,
-            vec![None],
-            1,
-            c.kv_heads,
-            c.head_dim,
-            tokens,
-        ))
+        Self(KvCache::new(CacheType::F32, vec![None], c.kv_heads, c.head_dim, tokens))
     }
 }
 

@@ -121,7 +121,7 @@ fn table(model: &Model, count: usize, dtype: DType, block: usize, take: Take<'_>
         };
         let mut rows = vec![0f32; block * row];
         no_grad(|| -> Result<(), CompressError> {
-            let e_btd = model.embed(&model.context(input, None)?)?;
+            let e_btd = model.embed(&model.context(input)?)?;
             for (l, layer) in layers.iter().enumerate() {
                 let z = layer.outputs(&e_btd, Compute::F32)?;
                 let values = z.as_ref().and_then(Tensor::values::<f32>).unwrap_or(&[]);

@@ -98,7 +98,7 @@ impl<'a> Pass<'a> {
         let mut out = HiddenWriter::create(self.dir, 0, self.tokens, self.model.config.hidden_size)?;
         for piece in self.ids.rows.iter().flat_map(|row| row.chunks(self.piece)) {
             go_on(stop)?;
-            out.write(&self.model.embed(&self.model.context(input(piece), None)?)?)?;
+            out.write(&self.model.embed(&self.model.context(input(piece))?)?)?;
         }
         out.finish()
     }
@@ -127,7 +127,7 @@ impl<'a> Pass<'a> {
             for piece in row.chunks(self.piece) {
                 go_on(stop)?;
                 let x = before.piece(first, piece.len())?;
-                let mut ctx = self.model.context(input(piece), Some(&mut cache))?;
+                let mut ctx = self.model.sequence_context(piece, &mut cache, Compute::F32)?;
                 ctx.sink.want_ffn_inputs = observer.is_some();
                 ctx.sink.want_routing = observer.is_some();
                 let y = no_grad(|| block.forward(&x, &mut ctx))?;

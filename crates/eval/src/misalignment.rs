@@ -229,7 +229,7 @@ fn long_range(model: &Model, ids: &[u32], options: MisalignmentOptions) -> Resul
 fn last_log_probabilities(model: &Model, ids: &[u32], compute: Compute) -> Result<Vec<f64>> {
     let input = Batch { ids, batch: 1, compute };
     let logits = no_grad(|| -> Result<Vec<f32>> {
-        let mut ctx = model.context(input, None)?;
+        let mut ctx = model.context(input)?;
         let hidden = model.hidden(&mut ctx)?;
         let rows = ops::reshape(&hidden, &[ids.len(), hidden.last_dim()])?;
         Ok(model

@@ -12,7 +12,7 @@ use crate::{
     statistics::Accuracy,
 };
 use ounce_data::passkey::{Item, Passkey};
-use ounce_model::{Batch, Model, PIECE, Retrieved};
+use ounce_model::{Model, PIECE, Retrieved};
 use ounce_tensor::{Compute, no_grad};
 use serde::Serialize;
 use std::time::Instant;
@@ -175,19 +175,14 @@ impl Answer {
 
 /// Reads the prompt in pieces, and the key's digits but the last behind it.
 fn one(model: &Model, item: &Item, digits: usize, ids: &[u32], compute: Compute) -> Result<Answer> {
-    let mut cache = model.cache(1, item.answer + digits);
+    let mut cache = model.cache(item.answer + digits);
     // The question's last token is the first of a chunk: with it and the digits no chunk is finished.
     let asked = item.answer - 1;
     no_grad(|| {
         let (mut at, mut retrieved) = (0, Vec::new());
         while at < asked {
             let end = asked.min(at + PIECE);
-            let batch = Batch {
-                ids: &ids[at..end],
-                batch: 1,
-                compute,
-            };
-            let mut ctx = model.context(batch, Some(&mut *cache))?;
+            let mut ctx = model.sequence_context(&ids[at..end], &mut *cache, compute)?;
             ctx.wanted = Some(1);
             ctx.sink.want_retrieved = end == asked;
             model.hidden(&mut ctx)?;
@@ -199,12 +194,7 @@ fn one(model: &Model, item: &Item, digits: usize, ids: &[u32], compute: Compute)
             }
             at = end;
         }
-        let batch = Batch {
-            ids: &ids[asked..asked + digits],
-            batch: 1,
-            compute,
-        };
-        let mut ctx = model.context(batch, Some(&mut *cache))?;
+        let mut ctx = model.sequence_context(&ids[asked..asked + digits], &mut *cache, compute)?;
         let hidden = model.hidden(&mut ctx)?;
         let logits = model.logits(&hidden, compute)?;
         let rows = logits.to_f32();
@@ -228,7 +218,7 @@ mod tests {
     use super::*;
     use crate::score::silent;
     use ounce_data::passkey::Haystack;
-    use ounce_model::{config::ModelShape, weights::FreshWeights};
+    use ounce_model::{Batch, config::ModelShape, weights::FreshWeights};
     use serde_json::json;
 
     const PASSKEY: Passkey = Passkey {
@@ -280,7 +270,7 @@ mod tests {
                 compute: Compute::F32,
             };
             let (logits, retrieved) = no_grad(|| {
-                let mut ctx = model.context(batch, None).unwrap();
+                let mut ctx = model.context(batch).unwrap();
                 ctx.sink.want_retrieved = true;
                 let hidden = model.hidden(&mut ctx).unwrap();
                 let logits = model.logits(&hidden, Compute::F32).unwrap();

@@ -7,9 +7,8 @@
 //! Shape suffixes: B batch, T time, D model width, V vocabulary, S scored positions.
 
 use crate::error::{EvalError, Result};
-use ounce_model::{Batch, Model};
+use ounce_model::Model;
 use ounce_tensor::{Compute, no_grad, ops};
-use std::collections::BTreeMap;
 
 /// Called with (tokens scored so far, tokens to score), after every forward.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
@@ -66,29 +65,35 @@ pub fn log_probabilities(
     options: &ScoreOptions,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<f64>>> {
-    // One forward takes passages of one length.
-    let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (index, passage) in passages.iter().enumerate() {
+    for passage in passages {
         check(model, *passage)?;
-        by_length.entry(passage.ids.len()).or_default().push(index);
     }
+    // Neighbours of one length are computed as one.
+    let mut order: Vec<usize> = (0..passages.len()).collect();
+    order.sort_by_key(|&i| passages[i].ids.len());
     let total = passages.iter().map(|p| p.ids.len() - p.from).sum();
     let mut done = 0;
     let mut scores = vec![Vec::new(); passages.len()];
     let batch_tokens = options.batch_tokens.unwrap_or_else(|| batch_tokens(model));
-    for (length, members) in by_length {
-        for batch in members.chunks((batch_tokens / length).max(1)) {
-            let rows: Vec<Passage<'_>> = batch.iter().map(|&i| passages[i]).collect();
-            let flat = no_grad(|| forward(model, &rows, options.compute))?;
-            let mut rest = flat.as_slice();
-            for (&i, row) in batch.iter().zip(&rows) {
-                let (own, others) = rest.split_at(row.ids.len() - row.from);
-                scores[i] = own.to_vec();
-                rest = others;
-            }
-            done += flat.len();
-            progress(done, total);
+    let mut left = &order[..];
+    while !left.is_empty() {
+        let mut tokens = 0;
+        let fits = |i: &&usize| {
+            tokens += passages[**i].ids.len();
+            tokens <= batch_tokens
+        };
+        let (batch, later) = left.split_at(left.iter().take_while(fits).count().max(1));
+        left = later;
+        let rows: Vec<Passage<'_>> = batch.iter().map(|&i| passages[i]).collect();
+        let flat = no_grad(|| forward(model, &rows, options.compute))?;
+        let mut rest = flat.as_slice();
+        for (&i, row) in batch.iter().zip(&rows) {
+            let (own, others) = rest.split_at(row.ids.len() - row.from);
+            scores[i] = own.to_vec();
+            rest = others;
         }
+        done += flat.len();
+        progress(done, total);
     }
     Ok(scores)
 }
@@ -140,25 +145,21 @@ fn batch_tokens(model: &Model) -> usize {
     (ACTIVATION_FLOATS / widest).min(MAX_BATCH_TOKENS)
 }
 
-/// Scores passages of one length: their log-probabilities, passage after passage.
+/// Scores passages in one forward: their log-probabilities, passage after passage.
 fn forward(model: &Model, rows: &[Passage<'_>], compute: Compute) -> Result<Vec<f64>> {
-    let inputs = rows[0].ids.len() - 1;
-    let ids: Vec<u32> = rows.iter().flat_map(|row| &row.ids[..inputs]).copied().collect();
-    let mut ctx = model.context(
-        Batch {
-            ids: &ids,
-            batch: rows.len(),
-            compute,
-        },
-        None,
-    )?;
-    let hidden = model.hidden(&mut ctx)?;
-    let hidden = ops::reshape(&hidden, &[rows.len() * inputs, hidden.last_dim()])?;
+    let inputs = |row: &Passage<'_>| row.ids.len() - 1;
+    let ids: Vec<u32> = rows.iter().flat_map(|row| &row.ids[..inputs(row)]).copied().collect();
+    let lengths: Vec<usize> = rows.iter().map(inputs).collect();
+    let hidden = model.hidden(&mut model.ragged_context(&ids, &lengths, Vec::new(), compute)?)?;
+    let mut first = 0;
     // (row of `hidden` that predicts it, its position in the passage, the token)
     let scored: Vec<(usize, usize, u32)> = rows
         .iter()
-        .enumerate()
-        .flat_map(|(b, row)| (row.from..row.ids.len()).map(move |t| (b * inputs + t - 1, t, row.ids[t])))
+        .flat_map(|row| {
+            let begin = first;
+            first += inputs(row);
+            (row.from..row.ids.len()).map(move |t| (begin + t - 1, t, row.ids[t]))
+        })
         .collect();
     let v = model.config.vocab_size;
     let mut out = Vec::with_capacity(scored.len());
@@ -187,6 +188,7 @@ fn log_probability(logits: &[f32], target: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::testing::{ids, tiny};
+    use ounce_model::Batch;
 
     fn single(model: &Model, ids: &[u32], from: usize) -> Vec<f64> {
         let options = ScoreOptions {
@@ -243,8 +245,8 @@ mod tests {
                 "{scores:?} {alone:?}"
             );
         }
-        // Two of nine tokens, two of twenty-five, one of two: three forwards.
-        assert_eq!(seen.len(), 3);
+        // Two, nine, nine and twenty-five tokens, then the other twenty-five: two forwards.
+        assert_eq!(seen.len(), 2);
         assert_eq!(seen.last(), Some(&(8 + 21 + 1 + 24 + 1, 55)));
     }
 

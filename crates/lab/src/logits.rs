@@ -66,7 +66,7 @@ fn fill(
             batch: group.len() / input.len,
             compute: Compute::F32,
         };
-        let hidden = model.hidden(&mut model.context(batch, None)?)?;
+        let hidden = model.hidden(&mut model.context(batch)?)?;
         let hidden = ops::reshape(&hidden, &[group.len(), model.config.hidden_size])?;
         for from in (0..group.len()).step_by(piece) {
             let to = (from + piece).min(group.len());

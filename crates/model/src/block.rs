@@ -61,7 +61,7 @@ impl Block {
         })
     }
 
-    /// The block alone on the residual stream `x [B,T,D]`, with no output under way before or after it.
+    /// The block alone on the residual stream `x [N,D]`, with no output under way before or after it.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.

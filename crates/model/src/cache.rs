@@ -1,4 +1,4 @@
-//! Keys and values of earlier tokens.
+//! Keys and values of earlier tokens: the memory of one sequence. Several sequences have a cache each (see `session`).
 
 use crate::{
     error::{ModelError, Result},
@@ -11,9 +11,9 @@ use ounce_tensor::{
     ops::{KeyValue, RowSpan},
 };
 
-/// What attention needs of a cache.
+/// What attention needs of the cache of a sequence.
 pub trait Cache: Send {
-    /// Adds keys and values `[B,T,Hk,hd]` of layer `layer` at the end.
+    /// Adds keys and values `[T,Hk,hd]` of layer `layer` at the end.
     ///
     /// # Errors
     /// If shapes differ from those before, or memory is not to be had.
@@ -50,7 +50,7 @@ pub trait Cache: Send {
 
 /// Keys and values of one layer, of the positions from `first` on.
 pub struct Kept<'a> {
-    /// `[B, Hk, tokens, hd]`, by strides.
+    /// `[1, Hk, tokens, hd]`, by strides.
     pub keys: KeyValue<'a>,
     /// As the keys.
     pub values: KeyValue<'a>,
@@ -59,15 +59,14 @@ pub struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    /// Where the rows stand among these keys, given where they stand among all.
+    /// Where `len` queries stand among these keys, the first of which has `past` tokens before it.
     #[must_use]
-    pub fn spans(&self, all: &[RowSpan]) -> Vec<RowSpan> {
-        let shift = |span: &RowSpan| RowSpan {
-            q_start: span.q_start - self.first,
-            kv_begin: span.kv_begin.saturating_sub(self.first),
-            kv_len: span.kv_len.saturating_sub(self.first),
-        };
-        all.iter().map(shift).collect()
+    pub fn span(&self, past: usize, len: usize) -> RowSpan {
+        RowSpan {
+            q_start: past - self.first,
+            kv_begin: 0,
+            kv_len: past + len - self.first,
+        }
     }
 }
 
@@ -105,7 +104,7 @@ impl Values {
             Values::F16(v) => v.capacity() * 2,
         }
     }
-    /// Rearranges `[rows, old, hd]` to `[rows, new, hd]`. What is not written yet takes no memory, unless it is `dense`: soon
+    /// Rearranges `[rows, old, hd]`, a row for each head, to `[rows, new, hd]`. What is not written yet takes no memory, unless it is `dense`: soon
     /// full.
     fn grow(&mut self, rows: usize, old: usize, new: usize, hd: usize, dense: bool) {
         fn grown<T: Copy + Default>(from: &[T], rows: usize, [old, new, hd]: [usize; 3], dense: bool) -> Vec<T> {
@@ -130,7 +129,7 @@ impl Values {
             Values::F16(v) => v.copy_within(from, to),
         }
     }
-    /// Writes `from [B,t,Hk,hd]` behind the `len` tokens of each of the B·Hk rows `[capacity, hd]`.
+    /// Writes `from [t,Hk,hd]` behind the `len` tokens of each of the Hk rows `[capacity, hd]`.
     fn write(&mut self, from: &[f32], [t, heads, hd]: [usize; 3], capacity: usize, len: usize) {
         fn rows<T: Send>(
             to: &mut [T],
@@ -141,10 +140,7 @@ impl Values {
         ) {
             let each = |row: usize, to: &mut [T]| {
                 for (token, to) in to[len * hd..(len + t) * hd].chunks_exact_mut(hd).enumerate() {
-                    put(
-                        &from[((row / heads * t + token) * heads + row % heads) * hd..][..hd],
-                        to,
-                    );
+                    put(&from[(token * heads + row) * hd..][..hd], to);
                 }
             };
             if from.len() < WORTH_THREADS {
@@ -234,30 +230,22 @@ impl Layer {
     }
 }
 
-/// The tokens of a batch of sequences, per layer `[B, Hk, capacity, hd]`; grows by doubling. A layer with a window keeps
+/// The tokens of a sequence, per layer `[Hk, capacity, hd]`; grows by doubling. A layer with a window keeps
 /// what it can still see.
 ///
 /// A head's tokens are neighbours: decoding reads them one head at a time, and memory is fastest when read in its order.
 #[derive(Clone)]
 pub struct KvCache {
     layers: Vec<Layer>,
-    batch: usize,
     kv_heads: usize,
     head_dim: usize,
     reserve: usize,
 }
 
 impl KvCache {
-    /// An empty cache of layers with these windows (none = everything is kept); `reserve` tokens per sequence are allocated
+    /// An empty cache of layers with these windows (none = everything is kept); `reserve` tokens are allocated
     /// at once, where a window does not need less.
-    pub fn new(
-        kind: CacheType,
-        windows: Vec<Option<usize>>,
-        batch: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        reserve: usize,
-    ) -> Self {
+    pub fn new(kind: CacheType, windows: Vec<Option<usize>>, kv_heads: usize, head_dim: usize, reserve: usize) -> Self {
         let layer = |window: Option<usize>| Layer {
             keys: Values::new(kind),
             values: Values::new(kind),
@@ -268,7 +256,6 @@ impl KvCache {
         };
         Self {
             layers: windows.into_iter().map(layer).collect(),
-            batch,
             kv_heads,
             head_dim,
             reserve,
@@ -279,7 +266,7 @@ impl KvCache {
         let head = capacity * self.head_dim;
         KeyValue::Cache {
             data: values.data(),
-            batch_stride: self.kv_heads * head,
+            batch_stride: 0,
             token_stride: self.head_dim,
             head_stride: head,
             heads: self.kv_heads,
@@ -290,7 +277,7 @@ impl KvCache {
     /// front: positions are counted from the first token kept.
     pub(crate) fn keep_last(&mut self, n: usize) {
         for l in &mut self.layers {
-            l.forget(l.len.saturating_sub(n), self.batch * self.kv_heads, self.head_dim);
+            l.forget(l.len.saturating_sub(n), self.kv_heads, self.head_dim);
         }
     }
 
@@ -311,25 +298,24 @@ impl KvCache {
 
 impl Cache for KvCache {
     fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<()> {
-        let (batch, reserve) = (self.batch, self.reserve);
-        let [b, t, heads, hd] = keys.shape()[..] else {
-            return Err(ModelError::Cache(format!(
-                "keys are [B,T,H,hd], got {:?}",
-                keys.shape()
-            )));
+        let reserve = self.reserve;
+        let [t, heads, hd] = keys.shape()[..] else {
+            return Err(ModelError::Cache(format!("keys are [T,H,hd], got {:?}", keys.shape())));
         };
         let (Some(new_keys), Some(new_values)) = (keys.values::<f32>(), values.values::<f32>()) else {
             return Err(ModelError::Cache("keys and values must be f32".into()));
         };
-        if b != batch || heads != self.kv_heads || hd != self.head_dim || values.shape() != keys.shape() {
+        if heads != self.kv_heads || hd != self.head_dim || values.shape() != keys.shape() {
             return Err(ModelError::Cache(format!(
-                "shape {:?} does not fit a batch of {batch}",
-                keys.shape()
+                "shape {:?} does not fit {} heads of {} values",
+                keys.shape(),
+                self.kv_heads,
+                self.head_dim
             )));
         }
         self.layer(layer)?;
         let l = &mut self.layers[layer];
-        l.make_room(t, reserve, batch * heads, hd);
+        l.make_room(t, reserve, heads, hd);
         l.keys.write(new_keys, [t, heads, hd], l.capacity, l.len);
         l.values.write(new_values, [t, heads, hd], l.capacity, l.len);
         l.len += t;

@@ -1,37 +1,29 @@
-//! What travels through every forward: positions, masks, cache, collective, randomness, and a sink for by-products.
+//! What travels through every forward: the sequences and their positions, caches, collective, randomness, and a sink for
+//! by-products.
 //!
 //! Training, prefill and decode call the same forward; they differ only in what is here. The tape needs no place: it is
 //! carried by the tensors themselves (see `ounce_tensor`).
 
-use crate::{cache::Cache, error::Result};
-use ounce_tensor::{Collective, Compute, Tensor, no_grad, ops, ops::RowSpan};
+use crate::{cache::Cache, error::Result, rows::Rows};
+use ounce_tensor::{Collective, Compute, Tensor, ops};
 
 /// Everything a block may need besides its input.
 pub struct Ctx<'a> {
-    /// Token ids `[B·T]`, row by row.
+    /// Token ids `[N]`, sequence after sequence.
     pub ids: &'a [u32],
-    /// Embeddings of the ids `[B,T,D]`, as they enter the first block; `None` until a whole model has embedded them.
+    /// Which of the tokens belong to which sequence, and where they stand in it.
+    pub rows: Rows,
+    /// Embeddings of the ids `[N,D]`, as they enter the first block; `None` until a whole model has embedded them.
     pub embeddings: Option<Tensor>,
     /// Embedding `[1,D]` of the token that the plan puts between those of the text, if it has one.
     pub inserted: Option<Tensor>,
     /// Set in training: methods that explore draw from here.
     pub noise: Option<Noise>,
-    /// Only so many last tokens' outputs are wanted; `None`: all. A plan that need not compute the others returns fewer rows,
-    /// with the wanted ones at the end; what it leaves in the cache is the same to all later tokens.
+    /// Only so many last tokens' outputs of each sequence are wanted; `None`: all. What a plan leaves in a cache is the same
+    /// to all later tokens.
     pub wanted: Option<usize>,
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Tokens per row in this call.
-    pub len: usize,
-    /// Per row: where its queries start and which keys exist. A token outside of its own row's keys is padding: it is
-    /// computed, and changes nothing else.
-    pub spans: Vec<RowSpan>,
-    /// Cosines of the rotary angles `[B·T, hd/2]`.
-    pub cos: Tensor,
-    /// Sines of the rotary angles `[B·T, hd/2]`.
-    pub sin: Tensor,
-    /// Keys and values of earlier tokens; `None` while training and in full forwards.
-    pub cache: Option<&'a mut dyn Cache>,
+    /// Keys and values of earlier tokens, one cache for each sequence; empty while training and in full forwards.
+    pub caches: Vec<&'a mut dyn Cache>,
     /// Arithmetic of the matrix products.
     pub compute: Compute,
     /// Sums partial results over ranks.
@@ -41,71 +33,71 @@ pub struct Ctx<'a> {
 }
 
 impl Ctx<'_> {
-    /// The tokens of `[B·T]` that are no padding; `None` where there is no padding.
-    pub fn real_tokens(&self) -> Option<Vec<usize>> {
-        let real = |span: &RowSpan| {
-            let of_row = |key: usize| key.saturating_sub(span.q_start).min(self.len);
-            of_row(span.kv_begin)..of_row(span.kv_len)
-        };
-        if self.spans.iter().all(|span| real(span) == (0..self.len)) {
-            return None;
+    /// Runs `f` on groups of sequences one after the other, and puts the rows it returns in order: `x [N,D]` to `[M,D]`.
+    /// Sequences that stand alike and have no cache make one group; of the others each is a group. For plans whose
+    /// arithmetic is written for rows of one length.
+    ///
+    /// # Errors
+    /// What `f` returns.
+    pub(crate) fn by_groups(
+        &mut self,
+        x: &Tensor,
+        mut f: impl FnMut(Tensor, &mut Ctx<'_>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let groups = self.rows.groups(!self.caches.is_empty());
+        if let [_] = groups[..] {
+            return f(x.clone(), self);
         }
-        let rows = self.spans.iter().enumerate();
-        Some(
-            rows.flat_map(|(row, span)| real(span).map(move |t| row * self.len + t))
-                .collect(),
-        )
-    }
-
-    /// The rows `[N, ..]` of tokens that are no padding, outside the tape.
-    fn real_rows(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.real_tokens() {
-            None => x.detach(),
-            Some(real) => no_grad(|| ops::gather_rows(x, &real))?,
-        })
+        let mut caches = std::mem::take(&mut self.caches).into_iter();
+        let (mut made, mut back) = (Vec::with_capacity(groups.len()), Vec::new());
+        for group in groups {
+            let rows = self.rows.of(group.clone())?;
+            let tokens = self.rows.tokens_of(&group);
+            let narrowed = |t: &Tensor| ops::narrow_rows(t, tokens.start, tokens.end);
+            let mut part = Ctx {
+                ids: &self.ids[tokens.clone()],
+                rows,
+                embeddings: self.embeddings.as_ref().map(narrowed).transpose()?,
+                inserted: self.inserted.clone(),
+                noise: self.noise,
+                wanted: self.wanted,
+                caches: caches.by_ref().take(group.len()).collect(),
+                compute: self.compute,
+                collective: self.collective,
+                sink: std::mem::take(&mut self.sink),
+            };
+            made.push(f(narrowed(x)?, &mut part)?);
+            self.sink = part.sink;
+            back.extend(part.caches);
+        }
+        self.caches = back;
+        Ok(ops::concat_rows(&made.iter().collect::<Vec<_>>())?)
     }
 
     /// Notes the input `x [N, D]` of a feed-forward slot, if it was asked for.
-    pub(crate) fn note_ffn_input(&mut self, layer: usize, x_nd: &Tensor) -> Result<()> {
+    pub(crate) fn note_ffn_input(&mut self, layer: usize, x_nd: &Tensor) {
         if self.sink.want_ffn_inputs {
-            let real = self.real_rows(x_nd)?;
-            self.sink.ffn_inputs.push((layer, real));
+            self.sink.ffn_inputs.push((layer, x_nd.detach()));
         }
-        Ok(())
     }
 
     /// Notes the gates `[N, H]` of heads, if they were asked for.
-    pub(crate) fn note_head_gates(&mut self, layer: usize, gates_nh: &Tensor) -> Result<()> {
+    pub(crate) fn note_head_gates(&mut self, layer: usize, gates_nh: &Tensor) {
         if self.sink.want_head_gates {
-            let real = self.real_rows(gates_nh)?;
-            self.sink.head_gates.push((layer, real));
+            self.sink.head_gates.push((layer, gates_nh.detach()));
         }
-        Ok(())
     }
 
     /// Notes what a router decided, if it was asked for: logits `[N, E]`, chosen ids `[N·K]` and their weights `[N, K]`.
-    pub(crate) fn note_routing(
-        &mut self,
-        layer: usize,
-        logits_ne: &Tensor,
-        chosen: &[usize],
-        weights_nk: &Tensor,
-    ) -> Result<()> {
+    pub(crate) fn note_routing(&mut self, layer: usize, logits_ne: &Tensor, chosen: &[usize], weights_nk: &Tensor) {
         if self.sink.want_routing {
-            let k = weights_nk.last_dim();
-            let experts = match self.real_tokens() {
-                None => chosen.to_vec(),
-                Some(real) => real.iter().flat_map(|t| &chosen[t * k..(t + 1) * k]).copied().collect(),
-            };
-            let routing = Routing {
+            self.sink.routing.push(Routing {
                 layer,
-                logits: self.real_rows(logits_ne)?,
-                experts,
-                weights: self.real_rows(weights_nk)?.to_f32(),
-            };
-            self.sink.routing.push(routing);
+                logits: logits_ne.detach(),
+                experts: chosen.to_vec(),
+                weights: weights_nk.to_f32(),
+            });
         }
-        Ok(())
     }
 }
 
@@ -120,7 +112,7 @@ pub struct Noise {
     pub part: u64,
 }
 
-/// By-products of a forward: side losses always, the rest when asked for. N counts the tokens that are no padding.
+/// By-products of a forward: side losses always, the rest when asked for.
 #[derive(Default)]
 pub struct Sink {
     /// Losses to add to the objective (balance), one scalar per layer that has one, already weighted.

@@ -4,8 +4,9 @@ use crate::{
     error::{ModelError, Result},
     model::Model,
     sampler::{Sampler, SamplerConfig},
+    session::Session,
 };
-use ounce_tensor::{Compute, no_grad};
+use ounce_tensor::Compute;
 use std::time::{Duration, Instant};
 
 /// New tokens whose keys and values get their memory at once; a cache grows by doubling beyond. "As many as there are" must
@@ -70,15 +71,18 @@ pub fn generate(
     }
     let room = model.config.max_positions.saturating_sub(prompt.len());
     let reserve = prompt.len() + options.max_new_tokens.min(room).min(MOST_RESERVED);
-    let mut cache = model.cache(1, reserve);
+    let mut session = Session::new(model, options.compute);
+    let slot = session.open(reserve);
     let mut sampler = Sampler::new(options.sampler.clone(), prompt);
     let mut ids = prompt.to_vec();
     let start = Instant::now();
     let mut prefill = Duration::ZERO;
-    let mut from = 0;
     for made in 0..options.max_new_tokens {
-        let compute = if made == 0 { options.compute } else { Compute::F32 };
-        let logits = no_grad(|| model.read(&ids[from..], compute, &mut *cache))?.to_f32();
+        let logits = match ids[prompt.len()..].last() {
+            None => session.prefill(slot, prompt)?,
+            Some(&id) => session.step(&[(slot, id)])?,
+        }
+        .to_f32();
         if made == 0 {
             prefill = start.elapsed();
         }
@@ -89,7 +93,6 @@ pub fn generate(
                 "the weights hold NaN or infinity; `ounce inspect MODEL --scan` names the tensors",
             );
         }
-        from = ids.len();
         let id = sampler.next(&logits);
         ids.push(id);
         if !on_token(id) || options.eos.contains(&id) {

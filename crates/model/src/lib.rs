@@ -5,7 +5,7 @@
 //! same forward serves training, prefill and decode: what differs travels in [`Ctx`]. It must not know corpora,
 //! optimisers, compression or servers.
 //!
-//! Shape suffixes used in this crate: B batch, T time, N tokens (B·T), D model width, H query heads, Hk key/value heads,
+//! Shape suffixes used in this crate: B sequences, T tokens of one, N tokens of all, D model width, H query heads, Hk key/value heads,
 //! hd head dimension, V vocabulary, E experts, K experts per token, I expert width.
 
 pub mod attention;
@@ -23,7 +23,9 @@ mod param;
 pub mod plan;
 pub mod residual;
 mod rope;
+mod rows;
 mod sampler;
+mod session;
 pub mod tokenizer;
 mod topk;
 pub mod weights;
@@ -40,7 +42,9 @@ pub use open::{OpenOptions, Opened};
 pub use param::{Linear, Param};
 pub use residual::{LadderLayers, Residual, Wiring};
 pub use rope::RopeTable;
+pub use rows::{Even, Rows, Seq};
 pub use sampler::{Sampler, SamplerConfig};
+pub use session::{Session, SlotId};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};
 pub use topk::top_k;
 pub use weights::{model_tensors, parameter_count};

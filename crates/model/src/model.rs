@@ -10,9 +10,10 @@ use crate::{
     param::Param,
     plan::{self, Plan},
     rope::RopeTable,
+    rows::{self, Rows},
     weights::Weights,
 };
-use ounce_tensor::{Compute, DType, Solo, Tensor, ops, ops::RowSpan};
+use ounce_tensor::{Compute, DType, Solo, Tensor, ops};
 use std::path::Path;
 
 /// Tokens of a prompt that are read at once: enough for products to be fast, few enough for their results to be small.
@@ -133,23 +134,23 @@ impl Model {
         &self.head.as_ref().unwrap_or(&self.embedding).tensor
     }
 
-    /// An empty cache for `batch` sequences, half precision if the weights are. Layers whose method keeps something else
-    /// than all keys and values get what it wants.
-    pub fn cache(&self, batch: usize, reserve: usize) -> Box<dyn Cache> {
+    /// An empty cache of one sequence, half precision if the weights are. Layers whose method keeps something else than all
+    /// keys and values get what it wants. Memory for `reserve` tokens may be had at once.
+    pub fn cache(&self, reserve: usize) -> Box<dyn Cache> {
         let kind = if self.dtype() == DType::F32 {
             CacheType::F32
         } else {
             CacheType::F16
         };
-        if let Some(own) = self.plan.cache(kind, batch, reserve) {
+        if let Some(own) = self.plan.cache(kind, reserve) {
             return own;
         }
         let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
         let blocks = self.plan.blocks();
-        let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache(batch)).collect();
+        let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache()).collect();
         let plain = self.config.layers.iter().zip(&own).filter(|(_, own)| own.is_none());
         let windows = plain.map(|(layer, _)| layer.window).collect();
-        let plain = KvCache::new(kind, windows, batch, kv_heads, head_dim, reserve);
+        let plain = KvCache::new(kind, windows, kv_heads, head_dim, reserve);
         if own.iter().all(Option::is_none) {
             Box::new(plain)
         } else {
@@ -157,68 +158,103 @@ impl Model {
         }
     }
 
-    /// A context for `input` after `past` cached tokens.
+    /// A context for sequences of one length, without a cache.
     ///
     /// # Errors
     /// If the ids do not fill the batch, or one is outside the vocabulary.
-    pub fn context<'a>(&self, input: Batch<'a>, cache: Option<&'a mut dyn Cache>) -> Result<Ctx<'a>> {
-        static SOLO: Solo = Solo;
+    pub fn context<'a>(&self, input: Batch<'a>) -> Result<Ctx<'a>> {
         let Batch { ids, batch, compute } = input;
-        if batch == 0 || ids.is_empty() || ids.len() % batch != 0 {
+        if batch == 0 || ids.len() % batch != 0 {
             return Err(ModelError::Input {
                 what: "input_ids".into(),
                 rule: format!("{} ids do not fill {batch} rows of at least one token", ids.len()),
                 hint: String::new(),
             });
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
-            return Err(ModelError::Input {
+        self.ragged_context(ids, &vec![ids.len() / batch; batch], Vec::new(), compute)
+    }
+
+    /// A context for more tokens of one sequence.
+    ///
+    /// # Errors
+    /// If there are no ids, or one is outside the vocabulary.
+    pub fn sequence_context<'a>(&self, ids: &'a [u32], cache: &'a mut dyn Cache, compute: Compute) -> Result<Ctx<'a>> {
+        self.ragged_context(ids, &[ids.len()], vec![cache], compute)
+    }
+
+    /// A context for sequences of any lengths, whose ids follow each other. `caches` holds the earlier tokens of each
+    /// sequence and gets the new ones; without caches the sequences begin here.
+    ///
+    /// # Errors
+    /// If a sequence has no token, the lengths do not add up, there are caches but not one for each sequence, or an id is
+    /// outside the vocabulary.
+    pub fn ragged_context<'a>(
+        &self,
+        ids: &'a [u32],
+        lengths: &[usize],
+        caches: Vec<&'a mut dyn Cache>,
+        compute: Compute,
+    ) -> Result<Ctx<'a>> {
+        static SOLO: Solo = Solo;
+        let refuse = |rule: String, hint: &str| {
+            Err(ModelError::Input {
                 what: "input_ids".into(),
-                rule: format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size),
-                hint: "were the ids made by the tokenizer of this model?".into(),
-            });
+                rule,
+                hint: hint.into(),
+            })
+        };
+        if lengths.is_empty() || lengths.contains(&0) || lengths.iter().sum::<usize>() != ids.len() {
+            return refuse(
+                format!(
+                    "{} ids do not fill sequences of {lengths:?} tokens, at least one each",
+                    ids.len()
+                ),
+                "",
+            );
         }
-        let len = ids.len() / batch;
-        let past = cache.as_ref().map_or(0, |c| c.len());
-        let positions: Vec<usize> = (0..batch).flat_map(|_| past..past + len).collect();
+        if !caches.is_empty() && caches.len() != lengths.len() {
+            return refuse(format!("{} sequences have {} caches", lengths.len(), caches.len()), "");
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            return refuse(
+                format!("token id {id} is outside the vocabulary of {}", self.config.vocab_size),
+                "were the ids made by the tokenizer of this model?",
+            );
+        }
+        let past = |i: usize| caches.get(i).map_or(0, |c| c.len());
+        let seqs = rows::seqs(lengths.iter().enumerate().map(|(i, &len)| (past(i), len)));
+        let positions: Vec<usize> = seqs.iter().flat_map(|s| s.past..s.past + s.tokens.len()).collect();
         let (cos, sin) = self.rope.tables(&positions)?;
-        let spans = vec![
-            RowSpan {
-                q_start: past,
-                kv_begin: 0,
-                kv_len: past + len
-            };
-            batch
-        ];
         Ok(Ctx {
             ids,
+            rows: Rows {
+                seqs,
+                cos,
+                sin,
+                first: 0,
+            },
             embeddings: None,
             inserted: None,
             noise: None,
             wanted: None,
-            batch,
-            len,
-            spans,
-            cos,
-            sin,
-            cache,
+            caches,
             compute,
             collective: &SOLO,
             sink: Sink::default(),
         })
     }
 
-    /// Embeddings `[B,T,D]` of the context's ids.
+    /// Embeddings `[N,D]` of the context's ids.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.
     pub fn embed(&self, ctx: &Ctx<'_>) -> Result<Tensor> {
         let ids: Vec<usize> = ctx.ids.iter().map(|&id| id as usize).collect();
-        Ok(ops::embedding(&self.embedding.tensor, &ids, &[ctx.batch, ctx.len])?)
+        Ok(ops::embedding(&self.embedding.tensor, &ids, &[ids.len()])?)
     }
 
-    /// Normalised hidden states `[B,T,D]` before the head; those of the last tokens only where [`Ctx::wanted`] says so and
-    /// the plan can.
+    /// Normalised hidden states `[N,D]` before the head; those of the last tokens of each sequence only where
+    /// [`Ctx::wanted`] says so.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
@@ -236,8 +272,8 @@ impl Model {
     ///
     /// # Errors
     /// If the last dimension is not D.
-    pub fn finish(&self, x_btd: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x_btd, &self.norm.tensor, self.config.rms_norm_eps)?)
+    pub fn finish(&self, x_nd: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x_nd, &self.norm.tensor, self.config.rms_norm_eps)?)
     }
 
     /// Logits `[.., V]` of hidden states `[.., D]`.
@@ -248,49 +284,40 @@ impl Model {
         Ok(ops::linear(hidden, self.head(), compute)?)
     }
 
-    /// Logits `[B,T,V]` of a whole input, without a cache.
+    /// Logits `[N,V]` of a whole input, without a cache.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.
     pub fn forward(&self, input: Batch<'_>) -> Result<Tensor> {
-        let mut ctx = self.context(input, None)?;
+        let mut ctx = self.context(input)?;
         let hidden = self.hidden(&mut ctx)?;
         self.logits(&hidden, input.compute)
     }
 
-    /// Logits `[1, V]` after a prompt. It is read in pieces of [`PIECE`] tokens where attention allows it, so that the memory
-    /// for activations does not grow with it.
+    /// Reads more tokens of a sequence and returns the logits `[1,V]` after the last. They are read in pieces of [`PIECE`]
+    /// tokens where attention allows it, so that the memory for activations does not grow with them.
     ///
     /// # Errors
-    /// If the prompt is empty, an id is outside the vocabulary or the cache refuses.
-    pub fn read(&self, prompt: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
+    /// If there are no ids, one is outside the vocabulary, or the cache refuses.
+    pub fn prefill(&self, ids: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
         let blocks = self.plan.blocks();
         let piece = if blocks.iter().all(|b| b.attention().reads_in_pieces()) {
             PIECE
         } else {
-            prompt.len().max(1)
+            ids.len().max(1)
         };
-        let last = prompt.len().saturating_sub(1) / piece * piece;
-        let batch = |ids| Batch { ids, batch: 1, compute };
-        for ids in prompt[..last].chunks(piece) {
-            let mut ctx = self.context(batch(ids), Some(&mut *cache))?;
-            ctx.wanted = Some(1);
-            self.hidden(&mut ctx)?;
+        let last = ids.len().saturating_sub(1) / piece * piece;
+        for piece in ids[..last].chunks(piece) {
+            self.last_hidden(piece, compute, cache)?;
         }
-        self.next_logits(batch(&prompt[last..]), cache)
+        let hidden = self.last_hidden(&ids[last..], compute, cache)?;
+        self.logits(&hidden, compute)
     }
 
-    /// Logits `[B, V]` after the last token of each row; earlier tokens come from, and new ones go to, the cache.
-    ///
-    /// # Errors
-    /// If an id is outside the vocabulary or the cache refuses.
-    pub fn next_logits(&self, input: Batch<'_>, cache: &mut dyn Cache) -> Result<Tensor> {
-        let mut ctx = self.context(input, Some(cache))?;
+    /// The hidden state `[1,D]` of the last of these tokens, all of which go to the cache.
+    fn last_hidden(&self, ids: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
+        let mut ctx = self.sequence_context(ids, cache, compute)?;
         ctx.wanted = Some(1);
-        let hidden = self.hidden(&mut ctx)?;
-        let (b, t, d) = (ctx.batch, hidden.dim(1), hidden.last_dim());
-        let last: Vec<usize> = (0..b).map(|row| row * t + t - 1).collect();
-        let last = ops::gather_rows(&ops::reshape(&hidden, &[b * t, d])?, &last)?;
-        self.logits(&last, input.compute)
+        self.hidden(&mut ctx)
     }
 }

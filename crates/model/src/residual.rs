@@ -12,8 +12,8 @@
 //! changes, so weights must be trained, or trained on, for the wiring.
 //!
 //! # Symbols
-//! B batch, T time, D width, L layers. Sub-blocks k = 0..2L: even k is the attention of layer k/2, odd k its
-//! feed-forward. `p_k [B,T,D]` partial sum of sub-block k on this rank, `y_k` its sum over ranks, `e` the embedding,
+//! N tokens, D width, L layers. Sub-blocks k = 0..2L: even k is the attention of layer k/2, odd k its
+//! feed-forward. `p_k [N,D]` partial sum of sub-block k on this rank, `y_k` its sum over ranks, `e` the embedding,
 //! `s_k = s_(k-1) + y_k` the stream with `s_(-1) = e`.
 //!
 //! | wiring | sub-block k reads | sums per layer |
@@ -211,7 +211,7 @@ impl Residual {
 
 /// The residual stream between sub-blocks: what has arrived, and the outputs whose sums are still under way.
 struct Stream {
-    /// The embedding plus all outputs that have arrived `[B,T,D]`.
+    /// The embedding plus all outputs that have arrived `[N,D]`.
     arrived: Tensor,
     /// Outputs under way, oldest first: at most two.
     pending: VecDeque<Box<dyn Pending>>,
@@ -245,7 +245,7 @@ pub(crate) struct SubBlocks<'a> {
     pub(crate) eps: f64,
 }
 
-/// Runs blocks in a row on the embedding `x [B,T,D]` and returns the stream with every output in it.
+/// Runs blocks in a row on the embedding `x [N,D]` and returns the stream with every output in it.
 ///
 /// # Errors
 /// If shapes do not fit, the cache refuses, or another rank is gone.

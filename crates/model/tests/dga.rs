@@ -42,7 +42,7 @@ fn full(model: &Model, ids: &[u32], rows: usize) -> Vec<f32> {
 }
 
 fn next(model: &Model, ids: &[u32], cache: &mut dyn Cache) -> Vec<f32> {
-    no_grad(|| model.next_logits(batch(ids, 1), cache)).unwrap().to_f32()
+    no_grad(|| model.prefill(ids, Compute::F32, cache)).unwrap().to_f32()
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
@@ -59,7 +59,7 @@ fn decoding_equals_the_full_forward_also_beside_exact_layers() {
                 "layers": layers});
             let model = model(dga);
             let whole = full(&model, &input, 1);
-            let mut cache = model.cache(1, 0);
+            let mut cache = model.cache(0);
             let mut last = next(&model, &input[..23], &mut *cache);
             for t in 23..60 {
                 assert!(
@@ -81,7 +81,7 @@ fn decoding_is_exact_up_to_the_minimum_whatever_the_prompt() {
     let model = model(json!({"group_size": 4, "focal_ratio": 0.2, "min_len": least}));
     let exact = full(&self::model(json!(null)), &input, 1);
     let decoded = |prompt: usize| {
-        let mut cache = model.cache(1, 0);
+        let mut cache = model.cache(0);
         let mut rows = vec![next(&model, &input[..prompt], &mut *cache)];
         rows.extend(input[prompt..].iter().map(|id| next(&model, &[*id], &mut *cache)));
         rows
@@ -123,18 +123,18 @@ fn a_long_prompt_is_read_as_one() {
     for dga in [json!(null), json!({"group_size": 16})] {
         let model = long(dga.clone());
         let read = |ids: &[u32]| {
-            let mut cache = model.cache(1, ids.len());
-            let logits = no_grad(|| model.read(ids, Compute::F32, &mut *cache)).unwrap();
+            let mut cache = model.cache(ids.len());
+            let logits = no_grad(|| model.prefill(ids, Compute::F32, &mut *cache)).unwrap();
             assert_eq!(cache.len(), ids.len());
             logits.to_f32()
         };
         for ids in [&input[..1], &input[..PIECE], &input[..=PIECE], &input] {
-            let once = next(&model, ids, &mut *model.cache(1, ids.len()));
+            let once = next(&model, ids, &mut *model.cache(ids.len()));
             let pieces = read(ids);
             assert!(worst(&pieces, &once) < 1e-4, "{dga} {}", ids.len());
             assert!(dga.is_null() || pieces == once, "the same call");
         }
-        assert!(no_grad(|| model.read(&[], Compute::F32, &mut *model.cache(1, 1))).is_err());
+        assert!(no_grad(|| model.prefill(&[], Compute::F32, &mut *model.cache(1))).is_err());
     }
 }
 
@@ -157,11 +157,11 @@ fn the_cache_is_smaller_and_rolls_back_as_a_whole_or_not_at_all() {
     let input = ids(200);
     let dga = json!({"group_size": 8, "focal_ratio": 0.1, "selection": "causal_block", "layers": [0, 1]});
     let model = model(dga);
-    let mut cache = model.cache(1, 0);
+    let mut cache = model.cache(0);
     next(&model, &input[..191], &mut *cache);
     let exact = {
         let plain = self::model(json!(null));
-        let mut cache = plain.cache(1, 0);
+        let mut cache = plain.cache(0);
         next(&plain, &input[..191], &mut *cache);
         cache.bytes()
     };

@@ -61,9 +61,9 @@ fn decode_with_a_cache_equals_the_full_forward() {
         let (model, _) = model(family, &own);
         let ids = ids(14, 1);
         let full = no_grad(|| model.forward(input(&ids, 1))).unwrap().to_f32();
-        let mut cache = model.cache(1, ids.len());
+        let mut cache = model.cache(ids.len());
         for (from, to) in std::iter::once((0, 5)).chain((5..ids.len()).map(|t| (t, t + 1))) {
-            let logits = no_grad(|| model.next_logits(input(&ids[from..to], 1), &mut *cache)).unwrap();
+            let logits = no_grad(|| model.prefill(&ids[from..to], Compute::F32, &mut *cache)).unwrap();
             let expected = &full[(to - 1) * VOCABULARY..to * VOCABULARY];
             assert!(close(&logits.to_f32(), expected), "{family}: after {to} tokens");
         }

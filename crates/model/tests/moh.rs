@@ -115,7 +115,7 @@ fn zero_routers_with_all_heads_are_plain_llama() {
 }
 
 fn gates(model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut ctx = model.context(batch(ids, 1), None).unwrap();
+    let mut ctx = model.context(batch(ids, 1)).unwrap();
     ctx.sink.want_head_gates = true;
     no_grad(|| model.hidden(&mut ctx)).unwrap();
     ctx.sink.head_gates.iter().map(|(_, g)| g.to_f32()).collect()
@@ -147,14 +147,14 @@ fn decoding_equals_the_full_forward() {
     for (router, shared, k) in SPLITS {
         let model = fresh(&moh(8, 4, router, shared, k));
         let full = forward(&model, &input, 1);
-        let mut cache = model.cache(1, 0);
-        let mut last = no_grad(|| model.next_logits(batch(&input[..21], 1), &mut *cache)).unwrap();
+        let mut cache = model.cache(0);
+        let mut last = no_grad(|| model.prefill(&input[..21], Compute::F32, &mut *cache)).unwrap();
         for t in 21..30 {
             assert!(
                 worst(&last.to_f32(), &full[(t - 1) * 40..t * 40]) < 1e-4,
                 "{router} {shared}+{k} at {t}"
             );
-            last = no_grad(|| model.next_logits(batch(&input[t..=t], 1), &mut *cache)).unwrap();
+            last = no_grad(|| model.prefill(&input[t..=t], Compute::F32, &mut *cache)).unwrap();
         }
     }
 }
@@ -174,9 +174,9 @@ fn decoding_within_a_window_and_with_a_half_precision_cache() {
             "{router} {shared}+{k}"
         );
         let decoded = |model: &Model| {
-            let mut cache = model.cache(1, 0);
+            let mut cache = model.cache(0);
             let mut next = |ids: &[u32]| {
-                no_grad(|| model.next_logits(batch(ids, 1), &mut *cache))
+                no_grad(|| model.prefill(ids, Compute::F32, &mut *cache))
                     .unwrap()
                     .to_f32()
             };
@@ -206,30 +206,11 @@ fn decoding_within_a_window_and_with_a_half_precision_cache() {
 }
 
 #[test]
-fn gates_of_left_padded_rows_are_those_of_the_row_alone() {
-    let input = ids(20);
-    for (router, shared, k) in [("two_stage", 3, 2), ("query_norm", 4, 2)] {
-        let model = fresh(&moh(8, 4, router, shared, k));
-        let alone = forward(&model, &input, 1);
-        // Two rows: 6 pads before the sequence, and a stranger.
-        let mut padded = vec![0; 6];
-        padded.extend(&input);
-        padded.extend(ids(26).iter().rev());
-        let mut ctx = model.context(batch(&padded, 2), None).unwrap();
-        ctx.spans[0].kv_begin = 6;
-        let hidden = no_grad(|| model.hidden(&mut ctx)).unwrap();
-        let logits = model.logits(&hidden, Compute::F32).unwrap().to_f32();
-        // Rotary positions are relative, so the shift by the padding changes rounding only.
-        assert!(worst(&logits[6 * 40..26 * 40], &alone) < 2e-4, "{router}");
-    }
-}
-
-#[test]
 fn the_query_hears_its_router() {
     let mut model = fresh(&moh(8, 4, "query_norm", 4, 2));
     model.visit(&mut |p| p.tensor = p.tensor.requires_grad());
     let input = ids(24);
-    let mut ctx = model.context(batch(&input, 1), None).unwrap();
+    let mut ctx = model.context(batch(&input, 1)).unwrap();
     model.hidden(&mut ctx).unwrap();
     // The balance losses alone: what reaches the query went through the scores.
     let [first, last] = &ctx.sink.side_losses[..] else {
@@ -256,7 +237,7 @@ fn every_weight_learns() {
         let mut model = fresh(&moh(8, 4, router, shared, k));
         model.visit(&mut |p| p.tensor = p.tensor.requires_grad());
         let input = ids(24);
-        let mut ctx = model.context(batch(&input, 1), None).unwrap();
+        let mut ctx = model.context(batch(&input, 1)).unwrap();
         let hidden = model.hidden(&mut ctx).unwrap();
         let targets: Vec<i64> = input.iter().map(|&i| i64::from(i)).collect();
         let mut loss = ops::cross_entropy(&model.logits(&hidden, Compute::F32).unwrap(), &targets).unwrap();

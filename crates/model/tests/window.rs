@@ -1,6 +1,6 @@
 //! Layers with a sliding window forget what they cannot see: nothing changes, but the memory that a long text takes.
 
-use ounce_model::{Batch, Cache, KvCache, Model, ModelConfig, cache::CacheType, weights::FreshWeights};
+use ounce_model::{Cache, KvCache, Model, ModelConfig, cache::CacheType, weights::FreshWeights};
 use ounce_tensor::{Compute, no_grad};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -26,19 +26,14 @@ fn ids(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * i * 3 + i * 17 + 3) % V as u32).collect()
 }
 
-/// Logits after a piece of each of `rows` sequences.
-fn next(model: &Model, ids: &[u32], rows: usize, cache: &mut dyn Cache) -> Vec<f32> {
-    let input = Batch {
-        ids,
-        batch: rows,
-        compute: Compute::F32,
-    };
-    no_grad(|| model.next_logits(input, cache)).unwrap().to_f32()
+/// Logits after a piece of a sequence.
+fn next(model: &Model, ids: &[u32], cache: &mut dyn Cache) -> Vec<f32> {
+    no_grad(|| model.prefill(ids, Compute::F32, cache)).unwrap().to_f32()
 }
 
 /// A cache that keeps everything.
-fn everything(rows: usize) -> KvCache {
-    KvCache::new(CacheType::F32, vec![None; 4], rows, 2, 4, 0)
+fn everything() -> KvCache {
+    KvCache::new(CacheType::F32, vec![None; 4], 2, 4, 0)
 }
 
 proptest! {
@@ -46,16 +41,15 @@ proptest! {
 
     #[test]
     fn forgetting_changes_nothing_but_rounding(window in 1usize..90, windowed in 0usize..4, reserve in 0usize..900,
-        pieces in prop::collection::vec(prop_oneof![Just(1usize), 1usize..300], 1..30), rows in 1usize..3)
+        pieces in prop::collection::vec(prop_oneof![Just(1usize), 1usize..300], 1..30))
     {
         let model = model(window, windowed);
-        let (mut rolling, mut all) = (model.cache(rows, reserve), everything(rows));
-        let t: usize = pieces.iter().sum();
-        let text = ids(rows * t);
+        let (mut rolling, mut all) = (model.cache(reserve), everything());
+        let text = ids(pieces.iter().sum());
         let mut from = 0;
         for piece in pieces {
-            let part: Vec<u32> = (0..rows).flat_map(|r| text[r * t + from..][..piece].to_vec()).collect();
-            let (a, b) = (next(&model, &part, rows, &mut *rolling), next(&model, &part, rows, &mut all));
+            let part = &text[from..][..piece];
+            let (a, b) = (next(&model, part, &mut *rolling), next(&model, part, &mut all));
             let difference = ounce_tensor::largest_difference(&a, &b);
             prop_assert!(difference < 1e-4, "{}", difference);
             from += piece;
@@ -68,10 +62,10 @@ proptest! {
 fn memory_does_not_grow_with_the_text() {
     let bytes = |windowed: usize, tokens: usize| {
         let model = model(33, windowed);
-        let mut cache = model.cache(1, 2000);
-        next(&model, &ids(100), 1, &mut *cache);
+        let mut cache = model.cache(2000);
+        next(&model, &ids(100), &mut *cache);
         for id in ids(tokens) {
-            next(&model, &[id], 1, &mut *cache);
+            next(&model, &[id], &mut *cache);
         }
         cache.bytes()
     };
@@ -85,9 +79,9 @@ fn memory_does_not_grow_with_the_text() {
 #[test]
 fn a_few_tokens_can_be_taken_back_and_more_cannot() {
     let (model, text) = (model(20, 1), ids(500));
-    let mut cache = model.cache(1, 0);
+    let mut cache = model.cache(0);
     for id in &text[..400] {
-        next(&model, &[*id], 1, &mut *cache);
+        next(&model, &[*id], &mut *cache);
     }
     let mut copy = cache.snapshot();
     let error = cache.truncate(200).unwrap_err().to_string();
@@ -97,48 +91,15 @@ fn a_few_tokens_can_be_taken_back_and_more_cannot() {
     );
     assert!(cache.truncate(401).is_err());
     assert_eq!(cache.len(), 400, "a refusal changes nothing");
-    let mut whole = everything(1);
-    let once = next(&model, &text[..351], 1, &mut whole);
+    let mut whole = everything();
+    let once = next(&model, &text[..351], &mut whole);
     cache.truncate(350).unwrap();
-    let again = next(&model, &text[350..351], 1, &mut *cache);
+    let again = next(&model, &text[350..351], &mut *cache);
     assert!(ounce_tensor::largest_difference(&again, &once) < 1e-4);
     assert_eq!(copy.len(), 400);
     let (a, b) = (
-        next(&model, &text[400..401], 1, &mut *copy),
-        next(&model, &text[351..401], 1, &mut whole),
+        next(&model, &text[400..401], &mut *copy),
+        next(&model, &text[351..401], &mut whole),
     );
     assert!(ounce_tensor::largest_difference(&a, &b) < 1e-4);
-}
-
-/// Left padding is forgotten as any other token, and seen by nobody before.
-#[test]
-fn padded_rows_are_those_of_the_row_alone() {
-    let (model, text) = (model(20, 0), ids(300));
-    let (mut alone, mut both) = (model.cache(1, 0), model.cache(2, 0));
-    let pads = 30;
-    let mut step = |from: usize, to: usize| {
-        let single = next(&model, &text[from..to], 1, &mut *alone);
-        let mut input = if from == 0 { vec![0; pads] } else { Vec::new() };
-        input.extend(&text[from..to]);
-        let stranger: Vec<u32> = input.iter().rev().copied().collect();
-        input.extend(stranger);
-        let batch = Batch {
-            ids: &input,
-            batch: 2,
-            compute: Compute::F32,
-        };
-        let double = no_grad(|| {
-            let mut ctx = model.context(batch, Some(&mut *both)).unwrap();
-            ctx.spans[0].kv_begin = pads;
-            let hidden = model.hidden(&mut ctx).unwrap();
-            model.logits(&hidden, Compute::F32).unwrap().to_f32()
-        });
-        let end = double.len() / 2;
-        assert!(
-            ounce_tensor::largest_difference(&single, &double[end - V..end]) < 1e-4,
-            "{from}..{to}"
-        );
-    };
-    step(0, 12);
-    (12..300).for_each(|t| step(t, t + 1));
 }

@@ -262,7 +262,7 @@ fn views_that_share_everything_have_no_divergence() {
         compute: Compute::F32,
     };
     let hidden = no_grad(|| {
-        let mut ctx = model.context(input, None).unwrap();
+        let mut ctx = model.context(input).unwrap();
         model.hidden(&mut ctx).unwrap()
     });
     let rows = ops::reshape(&hidden, &[4 * LENGTH, 16]).unwrap();

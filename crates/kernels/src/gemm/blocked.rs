@@ -60,6 +60,8 @@ pub(super) struct Problem<'a> {
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
     pub(super) accumulate: bool,
+    /// A row's bits must not depend on the number of rows.
+    pub(super) by_rows: bool,
 }
 
 // SAFETY: `c` is the only member that is not shareable by itself, and tasks write disjoint blocks of it.
@@ -68,7 +70,7 @@ unsafe impl Sync for Problem<'_> {}
 impl Problem<'_> {
     /// Whether this is x Wᵀ with few rows: both factors lie along k.
     pub(super) fn streamed(&self) -> bool {
-        self.m <= STREAMED_ROWS && self.k > 0 && self.a.col_stride == 1 && self.b.row_stride == 1
+        (self.m <= STREAMED_ROWS || self.by_rows) && self.k > 0 && self.a.col_stride == 1 && self.b.row_stride == 1
     }
 
     fn work(&self) -> usize {

@@ -102,9 +102,23 @@ impl Mat<'_> {
 pub enum Compute {
     /// Inputs as they are.
     F32,
+    /// As `F32`, every row by itself: its bits do not depend on how many rows there are. For decoding steps, in which a
+    /// sequence must not see its neighbours; for many rows `F32` is faster.
+    F32Rows,
     /// Both inputs rounded to bf16 (to nearest even) first. On AVX-512-BF16 and AMX the CPU multiplies pairs of bf16 and
     /// treats denormals as zero; elsewhere the rounded inputs are multiplied in f32.
     Bf16,
+}
+
+impl Compute {
+    /// The arithmetic of the same kind whose products are exact: for routers, whose decisions must not be rounded.
+    #[must_use]
+    pub fn exact(self) -> Self {
+        match self {
+            Self::F32Rows => self,
+            Self::F32 | Self::Bf16 => Self::F32,
+        }
+    }
 }
 
 /// One product: `c[m, n] (+)= a[m, k] · b[k, n]`. `c` is row-major with `ldc` elements from row to row.
@@ -157,7 +171,7 @@ impl<T> Gemm<'_, T> {
 /// If a matrix is shorter than its shape and strides say, or has no unit stride.
 pub fn gemm<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute) {
     let path = match compute {
-        Compute::F32 => Path::Vectors(Form::Exact),
+        Compute::F32 | Compute::F32Rows => Path::Vectors(Form::Exact),
         Compute::Bf16 if crate::isa::isa() == crate::Isa::Amx => Path::Tiles,
         Compute::Bf16 if crate::isa::bf16_dot() => Path::Vectors(Form::Pairs),
         Compute::Bf16 => Path::Vectors(Form::Rounded),
@@ -192,6 +206,7 @@ fn gemm_as<T: Float>(problems: &mut [Gemm<'_, T>], compute: Compute, path: Path)
                         c,
                         ldc,
                         accumulate,
+                        by_rows: compute == Compute::F32Rows,
                     });
                 }
             }

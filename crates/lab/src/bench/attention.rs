@@ -97,10 +97,10 @@ impl AttentionBench {
     /// With memory for the prompt and `more` tokens, as when generating: growing copies all that is cached.
     fn cache(&self, more: usize) -> KvCache {
         let kind = match self.compute {
-            Compute::F32 => CacheType::F32,
+            Compute::F32 | Compute::F32Rows => CacheType::F32,
             Compute::Bf16 => CacheType::F16,
         };
-        KvCache::new(kind, vec![None], 1, self.heads, self.head_dim, self.context + more)
+        KvCache::new(kind, vec![None], self.heads, self.head_dim, self.context + more)
     }
 
     /// Adds new tokens and attends from them; only `active` pairs of token and head, if given.
@@ -112,7 +112,8 @@ impl AttentionBench {
         compute: Compute,
     ) -> Result<(), ModelError> {
         let (start, tokens) = (cache.len(), inputs.q.shape()[1]);
-        cache.append(0, &inputs.k, &inputs.v)?;
+        let flat = |x: &Tensor| ops::reshape(x, &x.shape()[1..]);
+        cache.append(0, &flat(&inputs.k)?, &flat(&inputs.v)?)?;
         let kept = cache.read(0)?;
         let (spans, config) = (span(start, tokens), self.config(compute));
         match active {
@@ -181,7 +182,7 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
     }
     let kind = match (bench.method.as_str(), bench.compute) {
         ("dga", Compute::Bf16) => return fail("--compute bf16".into(), "is not offered by dga, which computes in f32"),
-        (_, Compute::F32) => "f32",
+        (_, Compute::F32 | Compute::F32Rows) => "f32",
         (_, Compute::Bf16) => "bf16",
     };
     let name = |method: &str, phase: &str| {

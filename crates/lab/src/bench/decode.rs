@@ -58,8 +58,8 @@ pub fn decode(model: &Model, context: usize, runs: usize) -> Result<BenchRow, La
 pub fn prefill(model: &Model, context: usize, runs: usize) -> Result<BenchRow, LabError> {
     let prompt = prompt(model, context, 0)?;
     let rates = rates(runs, context as f64, || {
-        let mut cache = model.cache(1, context);
-        no_grad(|| model.read(&prompt, model.compute(), &mut *cache)).map(drop)
+        let mut cache = model.cache(context);
+        no_grad(|| model.prefill(&prompt, model.compute(), &mut *cache)).map(drop)
     })?;
     Ok(BenchRow::new(format!("prefill_{context}"), "tokens/s", rates))
 }

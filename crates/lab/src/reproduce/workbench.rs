@@ -160,7 +160,7 @@ impl Trained {
             batch,
             compute: Compute::F32,
         };
-        let mut ctx = self.model.context(input, None)?;
+        let mut ctx = self.model.context(input)?;
         ctx.sink.want_routing = true;
         no_grad(|| self.model.hidden(&mut ctx))?;
         Ok(ctx.sink.routing)
@@ -276,7 +276,7 @@ impl Trained {
                 batch: 1,
                 compute: Compute::F32,
             };
-            let mut ctx = self.model.context(batch, None)?;
+            let mut ctx = self.model.context(batch)?;
             ctx.sink.want_head_gates = true;
             no_grad(|| self.model.hidden(&mut ctx))?;
             loads.resize(ctx.sink.head_gates.len(), vec![0.0; heads]);

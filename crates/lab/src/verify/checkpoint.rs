@@ -88,7 +88,7 @@ fn selections(model: &Model, ids: &[u32], expected: &SafetensorsFile, checks: &m
         batch: 1,
         compute: Compute::F32,
     };
-    let mut ctx = model.context(input, None)?;
+    let mut ctx = model.context(input)?;
     ctx.sink.want_routing = true;
     no_grad(|| model.hidden(&mut ctx))?;
     let chosen: Vec<i64> = ctx
@@ -122,7 +122,7 @@ fn retrievals(
         batch,
         compute: Compute::F32,
     };
-    let mut ctx = model.context(input, None)?;
+    let mut ctx = model.context(input)?;
     ctx.sink.want_retrieved = true;
     no_grad(|| model.hidden(&mut ctx))?;
     let [_, _, chunks, k] = expected.view("retrieved_chunks")?.shape[..] else {

@@ -56,14 +56,18 @@ mod tests;
 #[cfg(test)]
 mod theory;
 
-use super::{Attention, FullAttention};
+use super::{Attention, FullAttention, attend::Projected};
 use crate::{
     ctx::Ctx,
     error::{ModelError, Result},
     layer_cache::LayerCache,
     param::Param,
 };
-use ounce_tensor::Tensor;
+use ounce_tensor::{
+    Tensor,
+    ops::{self, RowSpan},
+};
+use std::ops::Range;
 
 pub use cache::DgaCache;
 pub(super) use config::configure;
@@ -95,19 +99,33 @@ impl Dga {
     }
 }
 
-impl Attention for Dga {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let p = self.base.project(x_btd, ctx)?;
+impl Dga {
+    /// Head outputs `[tokens,H,hd]` of sequences that are all alike.
+    fn heads_of(&self, p: &Projected, group: &Range<usize>, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let first = &ctx.rows.seqs[group.start];
+        let (batch, len, past) = (group.len(), first.tokens.len(), first.past);
+        let tokens = ctx.rows.tokens_of(group);
         let shape = Shape {
-            batch: ctx.batch,
-            len: ctx.len,
+            batch,
+            len,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f64).sqrt(),
         };
-        let out = match ctx.cache.as_deref_mut() {
-            None => attention(&p.q, &p.k, &p.v, &shape, &ctx.spans, &self.config)?,
+        let span = RowSpan {
+            q_start: past,
+            kv_begin: 0,
+            kv_len: past + len,
+        };
+        let spans = vec![span; batch];
+        let row = |x: &Tensor| {
+            let part = ops::narrow_rows(x, tokens.start, tokens.end)?;
+            ops::reshape(&part, &[batch, len, x.dim(1), x.dim(2)])
+        };
+        let (q, k, v) = (row(&p.q)?, row(&p.k)?, row(&p.v)?);
+        let out = match ctx.caches.get_mut(group.start) {
+            None => attention(&q, &k, &v, &shape, &spans, &self.config)?,
             Some(cache) => {
                 let own = cache.own_layer(self.layer).and_then(|l| l.as_any().downcast_mut());
                 let Some(own): Option<&mut DgaCache> = own else {
@@ -116,10 +134,23 @@ impl Attention for Dga {
                         self.layer
                     )));
                 };
-                own.attend(&p.q, &p.k, &p.v, &shape, &ctx.spans)?
+                own.attend(&q, &k, &v, &shape, &spans)?
             }
         };
-        self.base.output(&out, ctx)
+        Ok(ops::reshape(&out, &[batch * len, self.heads, self.head_dim])?)
+    }
+}
+
+impl Attention for Dga {
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let p = self.base.project(x_nd, ctx)?;
+        let groups = ctx.rows.groups(!ctx.caches.is_empty());
+        let mut made = Vec::with_capacity(groups.len());
+        for group in groups {
+            made.push(self.heads_of(&p, &group, ctx)?);
+        }
+        self.base
+            .output(&ops::concat_rows(&made.iter().collect::<Vec<_>>())?, ctx)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
@@ -131,10 +162,10 @@ impl Attention for Dga {
         false
     }
 
-    fn layer_cache(&self, batch: usize) -> Option<Box<dyn LayerCache>> {
+    fn layer_cache(&self) -> Option<Box<dyn LayerCache>> {
         Some(Box::new(DgaCache::new(
             self.config.clone(),
-            batch,
+            1,
             self.kv_heads,
             self.head_dim,
         )))

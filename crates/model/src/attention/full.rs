@@ -4,9 +4,11 @@
 //! (Mistral 7B, 2023). What the families add: biases on q, k, v and o (Qwen2, `attention_bias`), RMSNorm of each query
 //! and key head before the rotation (Qwen3), RMSNorm over all heads together and clamping of q, k and v (OLMoE).
 
-use super::Attention;
+use super::{
+    Attention,
+    attend::{Form, Projected, attend, rope},
+};
 use crate::{
-    cache::Kept,
     config::{ModelConfig, QkNorm},
     ctx::Ctx,
     error::Result,
@@ -15,7 +17,7 @@ use crate::{
 };
 use ounce_tensor::{
     Tensor,
-    ops::{self, AttentionConfig, KeyValue},
+    ops::{self, AttentionConfig},
 };
 
 /// Softmax attention over all visible keys.
@@ -81,13 +83,13 @@ impl FullAttention {
         }
     }
 
-    /// Queries, keys and values of `x [B,T,D]`.
+    /// Queries, keys and values of `x [N,D]`.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub(super) fn project(&self, x_btd: &Tensor, ctx: &Ctx<'_>) -> Result<Projected> {
-        let (b, t, hd) = (ctx.batch, ctx.len, self.head_dim);
-        let mut projected = Linear::forward_many(x_btd, &[&self.q, &self.k, &self.v], ctx.compute)?.into_iter();
+    pub(super) fn project(&self, x_nd: &Tensor, ctx: &Ctx<'_>) -> Result<Projected> {
+        let (n, hd) = (x_nd.rows(), self.head_dim);
+        let mut projected = Linear::forward_many(x_nd, &[&self.q, &self.k, &self.v], ctx.compute)?.into_iter();
         let mut next = || projected.next().expect("invariant: three outputs for three maps");
         let (mut q, mut k, v) = (next(), next(), next());
         if let (Some((nq, nk)), false) = (&self.norms, self.norm_per_head) {
@@ -95,75 +97,49 @@ impl FullAttention {
             k = ops::rms_norm(&k, &nk.tensor, self.eps)?;
         }
         let (q, k, v) = (self.clipped(q)?, self.clipped(k)?, self.clipped(v)?);
-        let mut q_bthd = ops::reshape(&q, &[b, t, self.heads, hd])?;
-        let mut k_bshd = ops::reshape(&k, &[b, t, self.kv_heads, hd])?;
-        let v_bshd = ops::reshape(&v, &[b, t, self.kv_heads, hd])?;
+        let mut q_nhd = ops::reshape(&q, &[n, self.heads, hd])?;
+        let mut k_nhd = ops::reshape(&k, &[n, self.kv_heads, hd])?;
+        let v_nhd = ops::reshape(&v, &[n, self.kv_heads, hd])?;
         if let (Some((nq, nk)), true) = (&self.norms, self.norm_per_head) {
-            q_bthd = ops::rms_norm(&q_bthd, &nq.tensor, self.eps)?;
-            k_bshd = ops::rms_norm(&k_bshd, &nk.tensor, self.eps)?;
+            q_nhd = ops::rms_norm(&q_nhd, &nq.tensor, self.eps)?;
+            k_nhd = ops::rms_norm(&k_nhd, &nk.tensor, self.eps)?;
         }
         Ok(Projected {
-            q: ops::rope(&q_bthd, &ctx.cos, &ctx.sin)?,
-            k: ops::rope(&k_bshd, &ctx.cos, &ctx.sin)?,
-            v: v_bshd,
+            q: rope(&q_nhd, ctx)?,
+            k: rope(&k_nhd, ctx)?,
+            v: v_nhd,
         })
     }
 
-    /// Head outputs `[B,T,H,hd]`; new keys and values go to the cache. With `active [B·T·H]`, only those (token, head)
-    /// pairs are computed, the others are zero: inference only.
+    /// Head outputs `[N,H,hd]`.
     ///
     /// # Errors
-    /// If shapes do not fit or the cache refuses.
-    pub(super) fn attend(&self, p: &Projected, ctx: &mut Ctx<'_>, active: Option<&[bool]>) -> Result<Tensor> {
+    /// If shapes do not fit or a cache refuses.
+    pub(super) fn attend(&self, p: &Projected, form: Form<'_>, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let config = AttentionConfig {
             causal: true,
             window: self.window,
             scale: 1.0 / (self.head_dim as f64).sqrt(),
             compute: ctx.compute,
         };
-        let kept = match &mut ctx.cache {
-            None => Kept {
-                keys: KeyValue::Tensor(&p.k),
-                values: KeyValue::Tensor(&p.v),
-                first: 0,
-            },
-            Some(cache) => {
-                cache.append(self.layer, &p.k, &p.v)?;
-                cache.read(self.layer)?
-            }
-        };
-        let spans = kept.spans(&ctx.spans);
-        Ok(match active {
-            None => ops::attention(&p.q, kept.keys, kept.values, &spans, config)?,
-            Some(active) => ops::attention_of(&p.q, kept.keys, kept.values, &spans, config, active)?,
-        })
+        attend(self.layer, p, config, form, ctx)
     }
 
-    /// The partial sum `[B,T,D]` of head outputs `[B,T,H,hd]`.
+    /// The partial sum `[N,D]` of head outputs `[N,H,hd]`.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub(super) fn output(&self, heads_bthd: &Tensor, ctx: &Ctx<'_>) -> Result<Tensor> {
+    pub(super) fn output(&self, heads_nhd: &Tensor, ctx: &Ctx<'_>) -> Result<Tensor> {
         let width = self.heads * self.head_dim;
         self.o
-            .forward(&ops::reshape(heads_bthd, &[ctx.batch, ctx.len, width])?, ctx.compute)
+            .forward(&ops::reshape(heads_nhd, &[ctx.rows.tokens(), width])?, ctx.compute)
     }
 }
 
-/// What attention is computed from.
-pub(super) struct Projected {
-    /// Rotated queries `[B,T,H,hd]`.
-    pub(super) q: Tensor,
-    /// Rotated keys `[B,T,Hk,hd]`.
-    pub(super) k: Tensor,
-    /// Values `[B,T,Hk,hd]`.
-    pub(super) v: Tensor,
-}
-
 impl Attention for FullAttention {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let projected = self.project(x_btd, ctx)?;
-        let out = self.attend(&projected, ctx, None)?;
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let projected = self.project(x_nd, ctx)?;
+        let out = self.attend(&projected, Form::Plain, ctx)?;
         self.output(&out, ctx)
     }
 

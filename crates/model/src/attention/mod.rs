@@ -1,5 +1,6 @@
 //! The attention slot. Each method that can fill it has one file here.
 
+pub(crate) mod attend;
 pub mod dga;
 mod full;
 pub mod moh;
@@ -21,7 +22,7 @@ pub use full::FullAttention;
 
 /// What fills the attention slot of a block.
 pub trait Attention: Send + Sync {
-    /// Mixes tokens: normalised input `x [B,T,D]` to a partial sum `[B,T,D]`.
+    /// Mixes the tokens of each sequence: normalised input `x [N,D]` to a partial sum `[N,D]`.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
@@ -32,8 +33,8 @@ pub trait Attention: Send + Sync {
     fn reads_in_pieces(&self) -> bool {
         true
     }
-    /// What the layer keeps of `batch` sequences, if that is not plainly all keys and values.
-    fn layer_cache(&self, _batch: usize) -> Option<Box<dyn LayerCache>> {
+    /// What the layer keeps of a sequence, if that is not plainly all keys and values.
+    fn layer_cache(&self) -> Option<Box<dyn LayerCache>> {
         None
     }
 }

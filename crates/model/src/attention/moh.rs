@@ -36,7 +36,7 @@ mod norm_scores;
 #[cfg(test)]
 mod tests;
 
-use super::{Attention, Cost, FullAttention, Method};
+use super::{Attention, Cost, FullAttention, Method, attend::Form};
 use crate::{
     config::ModelConfig,
     ctx::Ctx,
@@ -213,11 +213,11 @@ impl Moh {
     }
 
     /// Gates `[N,H]` from learned maps of `x [N,D]`.
-    fn two_stage(&self, x_nd: &Tensor) -> Result<Gates> {
+    fn two_stage(&self, x_nd: &Tensor, exact: Compute) -> Result<Gates> {
         let (n, h, hs) = (x_nd.rows(), self.heads, self.config.shared_heads);
         let (hr, k) = (h - hs, self.config.active_routed_heads);
         let paper = self.config.scaling == Scaling::Paper;
-        let softmax = |map: &Linear| -> Result<Tensor> { Ok(ops::softmax(&map.forward(x_nd, Compute::F32)?)?) };
+        let softmax = |map: &Linear| -> Result<Tensor> { Ok(ops::softmax(&map.forward(x_nd, exact)?)?) };
         let stages = self.stages.as_ref().map(softmax).transpose()?;
         // Factor of one stage on its heads: 2 a · count in the code's form, a in the paper's.
         let staged = |part: Tensor, stage: usize, count: usize| -> Result<Tensor> {
@@ -307,44 +307,44 @@ impl Moh {
         })
     }
 
-    /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers; padding takes no part.
-    fn balance_loss(&self, scores: &Tensor, active: &[bool], ctx: &Ctx<'_>) -> Result<Tensor> {
+    /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers.
+    fn balance_loss(&self, scores: &Tensor, active: &[bool]) -> Result<Tensor> {
         let (h, hs, hr) = (self.heads, self.config.shared_heads, scores.last_dim());
-        let real = ctx.real_tokens().unwrap_or_else(|| (0..scores.rows()).collect());
         let mut share = vec![0f64; hr];
-        for &t in &real {
-            for (share, &on) in share.iter_mut().zip(&active[t * h + hs..(t + 1) * h]) {
-                *share += f64::from(u8::from(on)) / real.len() as f64;
+        for active in active.chunks_exact(h) {
+            for (share, &on) in share.iter_mut().zip(&active[hs..]) {
+                *share += f64::from(u8::from(on)) / scores.rows() as f64;
             }
         }
         let factor = self.config.balance * hr as f64 / self.layers as f64;
         let share: Vec<f64> = share.iter().map(|f| f * factor).collect();
-        let mean = ops::column_mean(&ops::gather_rows(scores, &real)?)?;
+        let mean = ops::column_mean(scores)?;
         Ok(ops::sum(&ops::mul(&mean, &constant(&share, &[hr], scores.dtype())?)?)?)
     }
 }
 
-/// Below this many tokens per row the calls for gathered heads cost more than the heads they skip.
-const SKIP_FROM: usize = 16;
-
 impl Attention for Moh {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (n, h, hd) = (ctx.batch * ctx.len, self.heads, self.head_dim);
-        let projected = self.base.project(x_btd, ctx)?;
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let (n, h, hd) = (x_nd.rows(), self.heads, self.head_dim);
+        let projected = self.base.project(x_nd, ctx)?;
         let gates = match self.config.router {
-            Router::TwoStage => self.two_stage(&ops::reshape(x_btd, &[n, x_btd.last_dim()])?)?,
+            Router::TwoStage => self.two_stage(x_nd, ctx.compute.exact())?,
             Router::QueryNorm => self.query_norm(&ops::reshape(&projected.q, &[n * h, hd])?)?,
         };
         if let (Some(scores), true) = (&gates.scores, self.config.balance > 0.0)
             && scores.needs_grad()
         {
-            let loss = self.balance_loss(scores, &gates.active, ctx)?;
+            let loss = self.balance_loss(scores, &gates.active)?;
             ctx.sink.side_losses.push(loss);
         }
-        ctx.note_head_gates(self.layer, &gates.all)?;
+        ctx.note_head_gates(self.layer, &gates.all);
         let trains = gates.all.needs_grad() || projected.q.needs_grad() || projected.v.needs_grad();
-        let skips = !trains && ctx.len >= SKIP_FROM && gates.active.contains(&false);
-        let out = self.base.attend(&projected, ctx, skips.then_some(&gates.active[..]))?;
+        let form = if trains || !gates.active.contains(&false) {
+            Form::Plain
+        } else {
+            Form::Of(&gates.active)
+        };
+        let out = self.base.attend(&projected, form, ctx)?;
         let out = ops::reshape(&out, &[n * h, hd])?;
         self.base
             .output(&ops::scale_rows(&out, &ops::reshape(&gates.all, &[n * h])?)?, ctx)

@@ -213,7 +213,7 @@ impl AoeFfn {
 }
 
 impl FeedForward for AoeFfn {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
         let AoeConfig {
             experts: e,
             top_k: k,
@@ -221,8 +221,7 @@ impl FeedForward for AoeFfn {
             score,
             ..
         } = self.config;
-        let (n, d) = (x_btd.rows(), x_btd.last_dim());
-        let x_nd = ops::reshape(x_btd, &[n, d])?;
+        let n = x_nd.rows();
         let down = &self.down.weight.tensor;
         let trains = x_nd.needs_grad() || down.needs_grad();
 
@@ -238,13 +237,13 @@ impl FeedForward for AoeFfn {
             .flat_map(|i| (dispatch.offsets[i]..dispatch.offsets[i + 1]).map(move |pair| (i, pair)))
             .map(|(i, pair)| dispatch.tokens[pair] * e + i)
             .collect();
-        let x_pd = ops::gather_rows(&x_nd, &dispatch.tokens)?;
+        let x_pd = ops::gather_rows(x_nd, &dispatch.tokens)?;
         let c_pr = ops::gather_rows(&c, &winners)?;
         drop(c);
         let c_pr = ops::known_grouped_linear(&x_pd, down, &dispatch.offsets, &c_pr, ctx.compute)?;
 
         if trains && (score == Score::All || self.balance > 0.0) {
-            norms_ne = self.taped_norms(&x_nd, &norms_ne, ctx.compute);
+            norms_ne = self.taped_norms(x_nd, &norms_ne, ctx.compute);
         }
         let weights_nk = match score {
             Score::Selected => {
@@ -255,12 +254,11 @@ impl FeedForward for AoeFfn {
             Score::All => ops::take_last(&ops::softmax(&norms_ne)?, &chosen, k)?,
         };
         if trains && self.balance > 0.0 {
-            let real = ctx.real_tokens();
-            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, real.as_deref(), self.balance)?;
+            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, self.balance)?;
             ctx.sink.side_losses.push(loss);
         }
-        ctx.note_ffn_input(self.layer, &x_nd)?;
-        ctx.note_routing(self.layer, &norms_ne, &chosen, &weights_nk)?;
+        ctx.note_ffn_input(self.layer, x_nd);
+        ctx.note_routing(self.layer, &norms_ne, &chosen, &weights_nk);
 
         let project = |x: &Tensor, map: fn(&Expert) -> &Linear| {
             let weights: Vec<&Tensor> = self.experts.iter().map(|e| &map(e).weight.tensor).collect();
@@ -271,7 +269,7 @@ impl FeedForward for AoeFfn {
         let pair_weights = ops::scatter_add_rows(&flat, &dispatch.pair_of, n * k)?;
         let y_pd = ops::scale_rows(&project(&h_pw, |e| &e.out)?, &pair_weights)?;
         let y_nd = ops::scatter_add_rows(&y_pd, &dispatch.tokens, n)?;
-        Ok(ops::reshape(&y_nd, x_btd.shape())?)
+        Ok(y_nd)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

@@ -60,7 +60,7 @@ pub struct Bill {
 
 /// What fills the feed-forward slot of a block.
 pub trait FeedForward: Send + Sync {
-    /// Transforms each token: normalised input `x [B,T,D]` to a partial sum `[B,T,D]`.
+    /// Transforms each token: normalised input `x [N,D]` to a partial sum `[N,D]`.
     ///
     /// # Errors
     /// If shapes do not fit.

@@ -148,8 +148,8 @@ impl MoeFfn {
     ///
     /// # Errors
     /// If the last dimension is not D.
-    pub fn router_logits(&self, x_nd: &Tensor) -> Result<Tensor> {
-        self.router.forward(x_nd, Compute::F32)
+    pub fn router_logits(&self, x_nd: &Tensor, compute: Compute) -> Result<Tensor> {
+        self.router.forward(x_nd, compute.exact())
     }
 
     /// Router probabilities, chosen ids `[N·K]` and their weights `[N, K]`.
@@ -166,19 +166,8 @@ impl MoeFfn {
     }
 }
 
-/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`, over the `real` tokens if
-/// some are padding; see the module.
-pub(super) fn balance_loss(
-    probabilities_ne: &Tensor,
-    chosen: &[usize],
-    real: Option<&[usize]>,
-    coefficient: f64,
-) -> Result<Tensor> {
-    if let Some(real) = real {
-        let k = chosen.len() / probabilities_ne.rows();
-        let chosen: Vec<usize> = real.iter().flat_map(|t| &chosen[t * k..(t + 1) * k]).copied().collect();
-        return balance_loss(&ops::gather_rows(probabilities_ne, real)?, &chosen, None, coefficient);
-    }
+/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`; see the module.
+pub(super) fn balance_loss(probabilities_ne: &Tensor, chosen: &[usize], coefficient: f64) -> Result<Tensor> {
     let (n, e) = (probabilities_ne.rows(), probabilities_ne.last_dim());
     let mut counts = vec![0f64; e];
     for &i in chosen {
@@ -193,22 +182,21 @@ pub(super) fn balance_loss(
 }
 
 impl FeedForward for MoeFfn {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (n, d) = (x_btd.rows(), x_btd.last_dim());
-        let x_nd = ops::reshape(x_btd, &[n, d])?;
-        let logits = self.router_logits(&x_nd)?;
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let n = x_nd.rows();
+        let logits = self.router_logits(x_nd, ctx.compute)?;
         let (probabilities, chosen, weights_nk) = self.route(&logits)?;
         if self.balance > 0.0 && probabilities.needs_grad() {
-            let loss = balance_loss(&probabilities, &chosen, ctx.real_tokens().as_deref(), self.balance)?;
+            let loss = balance_loss(&probabilities, &chosen, self.balance)?;
             ctx.sink.side_losses.push(loss);
         }
-        ctx.note_ffn_input(self.layer, &x_nd)?;
-        ctx.note_routing(self.layer, &logits, &chosen, &weights_nk)?;
+        ctx.note_ffn_input(self.layer, x_nd);
+        ctx.note_routing(self.layer, &logits, &chosen, &weights_nk);
         let dispatch = Dispatch::new(&chosen, self.top_k, &self.map, self.experts.len());
         let pairs = dispatch.tokens.len();
         let flat = ops::reshape(&weights_nk, &[n * self.top_k, 1])?;
         let pair_weights = ops::scatter_add_rows(&flat, &dispatch.pair_of, pairs)?;
-        let x_pd = ops::gather_rows(&x_nd, &dispatch.tokens)?;
+        let x_pd = ops::gather_rows(x_nd, &dispatch.tokens)?;
         let project = |x: &Tensor, map: fn(&DenseFfn) -> &Linear| {
             let weights: Vec<&Tensor> = self.experts.iter().map(|e| &map(e).weight.tensor).collect();
             ops::grouped_linear(x, &weights, &dispatch.offsets, ctx.compute)
@@ -217,10 +205,10 @@ impl FeedForward for MoeFfn {
         let y_pd = ops::scale_rows(&project(&h_pi, |e| &e.down)?, &pair_weights)?;
         let mut y_nd = ops::scatter_add_rows(&y_pd, &dispatch.tokens, n)?;
         if let Some((shared, gate)) = &self.shared {
-            let s_n1 = ops::sigmoid(&gate.forward(&x_nd, ctx.compute)?)?;
-            y_nd = ops::add(&y_nd, &ops::scale_rows(&shared.apply(&x_nd, ctx.compute)?, &s_n1)?)?;
+            let s_n1 = ops::sigmoid(&gate.forward(x_nd, ctx.compute)?)?;
+            y_nd = ops::add(&y_nd, &ops::scale_rows(&shared.apply(x_nd, ctx.compute)?, &s_n1)?)?;
         }
-        Ok(ops::reshape(&y_nd, x_btd.shape())?)
+        Ok(y_nd)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

@@ -255,15 +255,14 @@ impl MoleFfn {
             let z = ops::embedding(&slices, &rows, &[different])?;
             (ops::reshape(&z, &[different * count, width / layers / count])?, true)
         } else {
-            let Some(e_btd) = &ctx.embeddings else {
+            let Some(e_nd) = &ctx.embeddings else {
                 return Err(ModelError::Input {
                     what: "embeddings".into(),
                     rule: "experts that read the embedding need the forward of a whole model".into(),
                     hint: String::new(),
                 });
             };
-            let e_nd = ops::reshape(e_btd, &[e_btd.rows(), e_btd.last_dim()])?;
-            let e_ud = ops::gather_rows(&e_nd, &ids.first)?;
+            let e_ud = ops::gather_rows(e_nd, &ids.first)?;
             let Some(z) = self.outputs(&e_ud, ctx.compute)? else {
                 unreachable!("invariant: the table was dealt with above");
             };
@@ -301,15 +300,13 @@ impl Different {
 }
 
 impl FeedForward for MoleFfn {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (n, d) = (x_btd.rows(), x_btd.last_dim());
-        let x_nd = ops::reshape(x_btd, &[n, d])?;
-        ctx.note_ffn_input(self.layer, &x_nd)?;
-        let s_nd = self.shared.apply(&x_nd, ctx.compute)?;
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        ctx.note_ffn_input(self.layer, x_nd);
+        let s_nd = self.shared.apply(x_nd, ctx.compute)?;
         let Some(routed) = &self.routed else {
-            return Ok(ops::reshape(&s_nd, x_btd.shape())?);
+            return Ok(s_nd);
         };
-        let g_ne = ops::softmax(&routed.router.forward(&x_nd, Compute::F32)?)?;
+        let g_ne = ops::softmax(&routed.router.forward(x_nd, ctx.compute.exact())?)?;
 
         let ids = Different::new(ctx.ids);
         let (z, row) = self.said(routed, &ids, ctx)?;
@@ -320,7 +317,7 @@ impl FeedForward for MoleFfn {
             .map(|(i, j)| row(i, j))
             .collect();
         let y_nd = ops::add(&s_nd, &ops::mix_rows(&z, &rows, &g_ne)?)?;
-        Ok(ops::reshape(&y_nd, x_btd.shape())?)
+        Ok(y_nd)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {

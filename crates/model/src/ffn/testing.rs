@@ -3,6 +3,7 @@
 use crate::{
     ctx::{Ctx, Sink},
     error::Result,
+    rows::Rows,
     weights::Weights,
 };
 use ounce_tensor::{Compute, Solo, Tensor};
@@ -34,12 +35,8 @@ pub(super) fn context(ids: &[u32]) -> Ctx<'_> {
         inserted: None,
         noise: None,
         wanted: None,
-        batch: 1,
-        len: ids.len(),
-        spans: Vec::new(),
-        cos: Tensor::zeros(&[0]),
-        sin: Tensor::zeros(&[0]),
-        cache: None,
+        rows: Rows::even(1, 0, ids.len(), Tensor::zeros(&[0]), Tensor::zeros(&[0])),
+        caches: Vec::new(),
         compute: Compute::F32,
         collective: &SOLO,
         sink: Sink::default(),

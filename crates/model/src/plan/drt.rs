@@ -36,8 +36,8 @@
 //! - Noise is a pure function of (seed, step, forward, group, row, chunk, candidate): a resumed run draws the same.
 //! - Encoder norms keep eps 1e-6 and the encoder and the chunk memory keep all h heads where the decoder groups keys;
 //!   landmark norms use 1e-5. The authors' code does not pass the configuration on there.
-//! - Rows with padding: chunks begin at the row's first real token; whatever stands after the last is seen by no real token.
-//!   With a cache padding is refused, as the rows' chunks would end at different tokens.
+//! - Sequences of unequal length or with a past of their own are run one after the other, as their chunks end at different
+//!   tokens.
 //! - Retrieval happens at the ends of chunks only: what a question asks for in the middle of a chunk is found at its end.
 //!
 //! # Configuration
@@ -73,15 +73,13 @@ use crate::{
     param::{Linear, Param},
     residual,
     rope::RopeTable,
+    rows::{Even, Rows},
     weights::Weights,
 };
 use config::DrtConfig;
 use layers::{ChunkTensors, ENCODER_EPS, Shape, UpperLayer, decoder_layer, encoder_layer};
 use memory::{DrtCache, state};
-use ounce_tensor::{
-    Tensor,
-    ops::{self, RowSpan},
-};
+use ounce_tensor::{Tensor, ops};
 use span::Span;
 
 pub(crate) use config::FAMILY;
@@ -108,43 +106,21 @@ pub struct DrtPlan {
     angles: (Tensor, Tensor),
 }
 
-/// The part of a context that says which rows and positions a block runs on.
-struct View {
-    batch: usize,
-    len: usize,
-    spans: Vec<RowSpan>,
-    angles: (Tensor, Tensor),
-}
+/// The rows of a call that a block runs on, in place of the context's own.
+struct View(Rows);
 
 impl View {
-    /// `len` positions after `before` others.
+    /// `len` positions of each of `batch` sequences after `before` others. The decoder's own layers rotate nothing.
     fn new(batch: usize, before: usize, len: usize) -> Self {
-        let span = RowSpan {
-            q_start: before,
-            kv_begin: 0,
-            kv_len: before + len,
-        };
-        Self {
-            batch,
-            len,
-            spans: vec![span; batch],
-            angles: (Tensor::zeros(&[0]), Tensor::zeros(&[0])),
-        }
+        Self(Rows::even(batch, before, len, Tensor::zeros(&[0]), Tensor::zeros(&[0])))
     }
 
-    fn swap(&mut self, ctx: &mut Ctx<'_>) {
-        std::mem::swap(&mut self.batch, &mut ctx.batch);
-        std::mem::swap(&mut self.len, &mut ctx.len);
-        std::mem::swap(&mut self.spans, &mut ctx.spans);
-        std::mem::swap(&mut self.angles.0, &mut ctx.cos);
-        std::mem::swap(&mut self.angles.1, &mut ctx.sin);
-    }
-
-    /// Runs `f` on these rows and positions.
+    /// Runs `f` on these rows.
     fn during<R>(mut self, ctx: &mut Ctx<'_>, f: impl FnOnce(&mut Ctx<'_>) -> Result<R>) -> Result<R> {
-        self.swap(ctx);
+        self.0.first = ctx.rows.first;
+        std::mem::swap(&mut self.0, &mut ctx.rows);
         let made = f(ctx);
-        self.swap(ctx);
+        std::mem::swap(&mut self.0, &mut ctx.rows);
         made
     }
 }
@@ -186,10 +162,8 @@ impl DrtPlan {
         })
     }
 
-    /// Real tokens `[B,T,D]` and the landmarks between them: `[B, positions, D]`.
-    fn insert(&self, x: &Tensor, span: Span, ctx: &Ctx<'_>) -> Result<Tensor> {
-        let (b, d) = (ctx.batch, self.shape.hidden);
-        let flat = ops::reshape(x, &[b * span.len, d])?;
+    /// Real tokens `[B·T,D]` and the landmarks between them: `[B·positions, D]`.
+    fn insert(&self, x: &Tensor, span: Span, b: usize, ctx: &Ctx<'_>) -> Result<Tensor> {
         if span.finished() == 0 {
             return Ok(x.clone());
         }
@@ -200,33 +174,31 @@ impl DrtPlan {
                 hint: "run a retrieval decoder as a whole model".into(),
             });
         };
-        let pool = ops::concat_rows(&[&flat, landmark])?;
+        let pool = ops::concat_rows(&[x, landmark])?;
         let mut rows = vec![b * span.len; b * span.total()];
         for row in 0..b {
             for i in 0..span.len {
                 rows[row * span.total() + span.position(i)] = row * span.len + i;
             }
         }
-        Ok(ops::reshape(&ops::gather_rows(&pool, &rows)?, &[b, span.total(), d])?)
+        Ok(ops::gather_rows(&pool, &rows)?)
     }
 
-    /// The real tokens `[B,T,D]` among `x [B, positions, D]`.
+    /// The real tokens `[B·T,D]` among `x [B·positions, D]`.
     fn real(&self, x: &Tensor, span: Span, b: usize) -> Result<Tensor> {
         if span.finished() == 0 {
             return Ok(x.clone());
         }
-        let d = self.shape.hidden;
         let rows: Vec<usize> = (0..b)
             .flat_map(|row| (0..span.len).map(move |i| row * span.total() + span.position(i)))
             .collect();
-        let flat = ops::reshape(x, &[b * span.total(), d])?;
-        Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, &[b, span.len, d])?)
+        Ok(ops::gather_rows(x, &rows)?)
     }
 
-    /// All stages on `x [B, positions, D]`. With it comes the part of the call that it is of.
-    fn run(&self, x: Tensor, span: Span, ctx: &mut Ctx<'_>) -> Result<(Tensor, Span)> {
+    /// All stages on `x [B·positions, D]`. With it comes the part of the call that it is of.
+    fn run(&self, x: Tensor, span: Span, b: usize, ctx: &mut Ctx<'_>) -> Result<(Tensor, Span)> {
         let x = residual::run(&self.lower, x, ctx)?;
-        let fresh = self.finish_chunks(&x, span, ctx)?;
+        let fresh = self.finish_chunks(&x, span, b, ctx)?;
         let memory = match (state(ctx)?, fresh) {
             // From here on they are read from the cache, as all earlier ones.
             (Some(state), Some(chunks)) => {
@@ -235,19 +207,26 @@ impl DrtPlan {
             }
             (_, fresh) => fresh,
         };
-        let (rest, view) = self.rest(span, ctx)?;
-        let x = self.last_positions(&x, rest.total(), ctx.batch)?;
-        let x = view.during(ctx, |ctx| self.run_upper(x, rest, memory.as_ref(), ctx))?;
+        let (rest, view) = self.rest(span, b, ctx)?;
+        let x = last_positions(&x, rest.total(), b)?;
+        let x = view.during(ctx, |ctx| self.run_upper(x, rest, b, memory.as_ref(), ctx))?;
         if let Some(state) = state(ctx)? {
             state.finish(span.len);
         }
         Ok((x, rest))
     }
 
-    /// The retrieval groups on `x [B, positions, D]`.
-    fn run_upper(&self, mut x: Tensor, span: Span, memory: Option<&ChunkTensors>, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+    /// The retrieval groups on `x [B·positions, D]`.
+    fn run_upper(
+        &self,
+        mut x: Tensor,
+        span: Span,
+        b: usize,
+        memory: Option<&ChunkTensors>,
+        ctx: &mut Ctx<'_>,
+    ) -> Result<Tensor> {
         for (g, group) in self.groups.iter().enumerate() {
-            let found = self.retrieve(g, &x, span, memory, ctx)?;
+            let found = self.retrieve(g, &x, (span, b), memory, ctx)?;
             for layer in &group.layers {
                 x = residual::run_bypassed(&layer.block, &x, ctx, |x, ctx| layer.cross(x, &found, memory, ctx))?;
             }
@@ -258,8 +237,8 @@ impl DrtPlan {
     /// The end of the call that upper layers must run on, in whole chunks, and its view: all of the call, unless a prompt
     /// is read of which only the last outputs are wanted. Then the windows of the upper layers get zeros for what is left
     /// out, which nobody sees: see the module on lazy prefill.
-    fn rest(&self, span: Span, ctx: &mut Ctx<'_>) -> Result<(Span, View)> {
-        let (batch, wanted) = (ctx.batch, ctx.wanted.unwrap_or(span.len).min(span.len));
+    fn rest(&self, span: Span, batch: usize, ctx: &mut Ctx<'_>) -> Result<(Span, View)> {
+        let wanted = ctx.wanted.unwrap_or(span.len).min(span.len);
         let in_window = state(ctx)?.map(|state| state.in_window());
         let upper: usize = self.groups.iter().map(|g| g.layers.len()).sum();
         let seen = upper * self.drt.window;
@@ -269,8 +248,8 @@ impl DrtPlan {
             Some(_) => span.chunks_before(first.saturating_sub(seen)),
         };
         let (rest, positions) = span.after(skipped);
-        if let (Some(cache), true) = (&mut ctx.cache, positions > 0) {
-            let unseen = Tensor::zeros(&[batch, positions, self.shape.kv_heads, self.shape.head_dim]);
+        if let (Some(cache), true) = (ctx.caches.first_mut(), positions > 0) {
+            let unseen = Tensor::zeros(&[positions, self.shape.kv_heads, self.shape.head_dim]);
             for layer in self.drt.lower_layers..self.drt.lower_layers + upper {
                 cache.append(layer, &unseen, &unseen)?;
             }
@@ -278,28 +257,15 @@ impl DrtPlan {
         Ok((rest, View::new(batch, in_window.unwrap_or(0) + positions, rest.total())))
     }
 
-    /// The last `n` of the positions of `x [B, positions, D]`.
-    fn last_positions(&self, x: &Tensor, n: usize, b: usize) -> Result<Tensor> {
-        let (total, d) = (x.dim(1), self.shape.hidden);
-        if n == total {
-            return Ok(x.clone());
-        }
-        let rows: Vec<usize> = (0..b)
-            .flat_map(|row| (row + 1) * total - n..(row + 1) * total)
-            .collect();
-        let flat = ops::reshape(x, &[b * total, d])?;
-        Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, &[b, n, d])?)
-    }
-
-    /// Encodes the chunks that the call finishes, from the lower layers' output `y [B, positions, D]` and the open chunk in
+    /// Encodes the chunks that the call finishes, from the lower layers' output `y [B·positions, D]` and the open chunk in
     /// the cache; the new open chunk goes there.
-    fn finish_chunks(&self, y: &Tensor, span: Span, ctx: &mut Ctx<'_>) -> Result<Option<ChunkTensors>> {
-        let (b, d, c) = (ctx.batch, self.shape.hidden, self.drt.positions());
+    fn finish_chunks(&self, y: &Tensor, span: Span, b: usize, ctx: &mut Ctx<'_>) -> Result<Option<ChunkTensors>> {
+        let c = self.drt.positions();
         let (open, total, finished) = (span.open(), span.total(), span.finished());
-        let mut pool = ops::reshape(y, &[b * total, d])?;
+        let mut pool = y.clone();
         let before = state(ctx)?.and_then(|state| state.open.take());
         if let Some(before) = &before {
-            pool = ops::concat_rows(&[&pool, &ops::reshape(before, &[b * open, d])?])?;
+            pool = ops::concat_rows(&[&pool, before])?;
         }
         // Positions of the open chunk before the call come first.
         let row = |b_row: usize, p: usize| match p.checked_sub(open) {
@@ -310,7 +276,7 @@ impl DrtPlan {
             let left = finished * c..open + total;
             if !left.is_empty() {
                 let rows: Vec<usize> = (0..b).flat_map(|r| left.clone().map(move |p| row(r, p))).collect();
-                state.open = Some(ops::reshape(&ops::gather_rows(&pool, &rows)?, &[b, left.len(), d])?.detach());
+                state.open = Some(ops::gather_rows(&pool, &rows)?.detach());
             }
         }
         if finished == 0 {
@@ -319,33 +285,24 @@ impl DrtPlan {
         let rows: Vec<usize> = (0..finished)
             .flat_map(|n| (0..b).flat_map(move |r| (n * c..(n + 1) * c).map(move |p| row(r, p))))
             .collect();
-        let chunks = ops::reshape(&ops::gather_rows(&pool, &rows)?, &[finished * b, c, d])?;
-        self.encode(&chunks, ctx).map(Some)
+        self.encode(&ops::gather_rows(&pool, &rows)?, ctx).map(Some)
     }
 
-    /// Keys, values and landmarks of chunks `[M, C, D]`.
+    /// Keys, values and landmarks of chunks `[M·C, D]`.
     fn encode(&self, chunks: &Tensor, ctx: &mut Ctx<'_>) -> Result<ChunkTensors> {
-        let (m, c, d) = (chunks.dim(0), self.drt.positions(), self.shape.hidden);
+        let c = self.drt.positions();
+        let m = chunks.rows() / c;
         let tile = |t: &Tensor| {
             let values = t.to_f32().repeat(m);
             Tensor::new(values, &[m * c, t.last_dim()])?.cast(chunks.dtype())
         };
-        let view = View {
-            batch: m,
-            len: c,
-            spans: vec![
-                RowSpan {
-                    q_start: 0,
-                    kv_begin: 0,
-                    kv_len: c
-                };
-                m
-            ],
-            angles: (tile(&self.angles.0)?, tile(&self.angles.1)?),
-        };
+        let view = View(Rows::even(m, 0, c, tile(&self.angles.0)?, tile(&self.angles.1)?));
         let x = ops::rms_norm(chunks, &self.prenorm.tensor, self.shape.eps)?;
+        // Chunks are never cached.
+        let caches = std::mem::take(&mut ctx.caches);
         let e = view.during(ctx, |ctx| residual::run(&self.encoder, x, ctx))?;
-        let e = ops::reshape(&ops::rms_norm(&e, &self.encoder_norm.tensor, ENCODER_EPS)?, &[m * c, d])?;
+        ctx.caches = caches;
+        let e = ops::rms_norm(&e, &self.encoder_norm.tensor, ENCODER_EPS)?;
         let is_landmark = |p: usize| p % c == c - 1;
         let (landmarks, tokens): (Vec<usize>, Vec<usize>) = (0..m * c).partition(|&p| is_landmark(p));
         let landmarks = ops::gather_rows(&e, &landmarks)?;
@@ -367,44 +324,41 @@ impl DrtPlan {
     }
 }
 
-/// `x [B,T,D]` with token `from(i, begin)` modulo T of each row in place i; `begins` holds a number of each row.
-fn rotate(x: Tensor, begins: &[usize], from: impl Fn(usize, usize) -> usize) -> Result<Tensor> {
-    if begins.iter().all(|&begin| begin == 0) {
-        return Ok(x);
+/// The last `n` of the positions of each of the `b` sequences of `x [B·positions, D]`.
+fn last_positions(x: &Tensor, n: usize, b: usize) -> Result<Tensor> {
+    let total = x.rows() / b;
+    if n == total {
+        return Ok(x.clone());
     }
-    let (t, d) = (x.dim(1), x.last_dim());
-    let rows: Vec<usize> = (0..begins.len() * t)
-        .map(|at| at / t * t + from(at % t, begins[at / t]) % t)
+    let rows: Vec<usize> = (0..b)
+        .flat_map(|row| (row + 1) * total - n..(row + 1) * total)
         .collect();
-    let flat = ops::reshape(&x, &[begins.len() * t, d])?;
-    Ok(ops::reshape(&ops::gather_rows(&flat, &rows)?, x.shape())?)
+    Ok(ops::gather_rows(x, &rows)?)
+}
+
+impl DrtPlan {
+    /// The plan on sequences that are all alike: `x [B·T,D]`.
+    fn forward_alike(&self, x: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let Some(Even { batch, len, past }) = ctx.rows.uniform() else {
+            unreachable!("invariant: a group's sequences are alike");
+        };
+        let span = Span {
+            chunk: self.drt.chunk,
+            past,
+            len,
+        };
+        let x = self.insert(x, span, batch, ctx)?;
+        let in_window = state(ctx)?.map_or(0, |state| state.in_window());
+        let view = View::new(batch, in_window, span.total());
+        let (x, span) = view.during(ctx, |ctx| self.run(x, span, batch, ctx))?;
+        let x = self.real(&x, span, batch)?;
+        last_positions(&x, ctx.wanted.unwrap_or(span.len).min(span.len), batch)
+    }
 }
 
 impl Plan for DrtPlan {
     fn forward(&self, x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (batch, past) = (ctx.batch, ctx.cache.as_ref().map_or(0, |c| c.len()));
-        let padded = |span: &RowSpan| span.kv_begin > 0 || span.kv_len < past + ctx.len;
-        if ctx.cache.is_some() && ctx.spans.iter().any(padded) {
-            return Err(ModelError::Input {
-                what: "batch".into(),
-                rule: "has rows with padding; with a cache their chunks would end at different tokens".into(),
-                hint: "generate for rows of unequal length one after the other".into(),
-            });
-        }
-        // Chunks are counted from a row's first real token. Padding after the last one is text that no real token sees.
-        let begins: Vec<usize> = ctx.spans.iter().map(|span| span.kv_begin).collect();
-        let span = Span {
-            chunk: self.drt.chunk,
-            past,
-            len: ctx.len,
-        };
-        let x = rotate(x, &begins, |i, begin| i + begin)?;
-        let x = self.insert(&x, span, ctx)?;
-        let in_window = state(ctx)?.map_or(0, |state| state.in_window());
-        let view = View::new(batch, in_window, span.total());
-        let (x, span) = view.during(ctx, |ctx| self.run(x, span, ctx))?;
-        let len = span.len;
-        rotate(self.real(&x, span, batch)?, &begins, |i, begin| i + len - begin)
+        ctx.by_groups(&x, |x, ctx| self.forward_alike(&x, ctx))
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
@@ -435,7 +389,7 @@ impl Plan for DrtPlan {
         Some(self.drt.landmark)
     }
 
-    fn cache(&self, kind: CacheType, batch: usize, reserve: usize) -> Option<Box<dyn Cache>> {
-        Some(Box::new(DrtCache::new(&self.drt, &self.shape, kind, batch, reserve)))
+    fn cache(&self, kind: CacheType, reserve: usize) -> Option<Box<dyn Cache>> {
+        Some(Box::new(DrtCache::new(&self.drt, &self.shape, kind, reserve)))
     }
 }

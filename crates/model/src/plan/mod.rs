@@ -23,7 +23,8 @@ pub(crate) const FAMILIES: &[PlanFamily] = &[drt::FAMILY];
 
 /// What runs between the embedding and the final norm.
 pub trait Plan: Send + Sync {
-    /// The residual stream `x [B,T,D]` through every stage; of the last tokens only if [`Ctx::wanted`] asks for no more.
+    /// The residual stream `x [N,D]` through every stage; of the last tokens of each sequence only if [`Ctx::wanted`]
+    /// asks for no more.
     ///
     /// # Errors
     /// If shapes do not fit or the cache refuses.
@@ -36,9 +37,9 @@ pub trait Plan: Send + Sync {
     fn inserted_token(&self) -> Option<u32> {
         None
     }
-    /// What the plan keeps of `batch` sequences, where that is not what each layer's attention wants. Memory for `reserve`
-    /// tokens may be had at once.
-    fn cache(&self, _kind: CacheType, _batch: usize, _reserve: usize) -> Option<Box<dyn Cache>> {
+    /// What the plan keeps of a sequence, where that is not what each layer's attention wants. Memory for `reserve` tokens
+    /// may be had at once.
+    fn cache(&self, _kind: CacheType, _reserve: usize) -> Option<Box<dyn Cache>> {
         None
     }
 }

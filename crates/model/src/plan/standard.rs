@@ -1,8 +1,8 @@
 //! The ordinary decoder: all blocks, one after the other.
 
 use super::Plan;
-use crate::{Block, config::ModelConfig, ctx::Ctx, error::Result, param::Param, residual, weights::Weights};
-use ounce_tensor::Tensor;
+use crate::{Block, config::ModelConfig, ctx::Ctx, error::Result, param::Param, residual, rows::Seq, weights::Weights};
+use ounce_tensor::{Tensor, ops};
 
 /// Blocks in a row.
 pub struct StandardPlan {
@@ -24,7 +24,11 @@ impl StandardPlan {
 
 impl Plan for StandardPlan {
     fn forward(&self, x: Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        residual::run(&self.blocks, x, ctx)
+        let x = residual::run(&self.blocks, x, ctx)?;
+        let Some(wanted) = ctx.wanted else { return Ok(x) };
+        let last = |seq: &Seq| seq.tokens.end - wanted.min(seq.tokens.len())..seq.tokens.end;
+        let rows: Vec<usize> = ctx.rows.seqs.iter().flat_map(last).collect();
+        Ok(ops::gather_rows(&x, &rows)?)
     }
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         for block in &mut self.blocks {

@@ -1,8 +1,8 @@
 //! What a configuration may say, what it makes (sizes, bytes, bill), and the authors' files.
 
-use crate::{batch, forward, fresh, ids, json_of};
+use crate::{forward, fresh, ids, json_of};
 use ounce_model::{Model, ModelConfig, ModelError, OpenOptions};
-use ounce_tensor::no_grad;
+use ounce_tensor::{Compute, no_grad};
 use serde_json::{Value, json};
 
 fn refusal(change: impl FnOnce(&mut Value)) -> (String, String) {
@@ -63,8 +63,8 @@ fn chunk_sizes_decide_the_landmarks_row_where_nothing_is_said() {
         json.as_object_mut().unwrap().remove("landmark_null_slot");
         (json["enc_chunk_size"], json["slide_window"]) = (s.into(), 80.into());
         let model = fresh(&json);
-        let mut cache = model.cache(1, 0);
-        no_grad(|| model.next_logits(batch(&ids(s), 1), &mut *cache)).unwrap();
+        let mut cache = model.cache(0);
+        no_grad(|| model.prefill(&ids(s), Compute::F32, &mut *cache)).unwrap();
         // Windows of two layers with two key heads of 8; rows of 32 keys and 32 values; one landmark.
         let (windows, chunks, landmarks) = (2 * 2 * 16 * (s + 1), rows * 2 * 32, 32);
         assert_eq!(cache.bytes(), 4 * (windows + chunks + landmarks));

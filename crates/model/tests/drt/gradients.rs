@@ -32,7 +32,7 @@ fn loss(model: &Model) -> (Vec<Vec<Option<usize>>>, Tensor) {
     let ids = ids(rows * t);
     let target = |i: usize| if i % t + 1 == t { -1 } else { i64::from(ids[i + 1]) };
     let targets: Vec<i64> = (0..ids.len()).map(target).collect();
-    let mut ctx = model.context(batch(&ids, rows), None).unwrap();
+    let mut ctx = model.context(batch(&ids, rows)).unwrap();
     ctx.noise = Some(Noise {
         seed: 5,
         step: 3,

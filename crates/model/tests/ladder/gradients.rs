@@ -44,9 +44,9 @@ fn gradients_agree_with_finite_differences_in_f64() {
                 batch: 1,
                 compute: Compute::F32,
             };
-            let mut ctx = model.context(input, None).unwrap();
-            ctx.cos = widen(&ctx.cos);
-            ctx.sin = widen(&ctx.sin);
+            let mut ctx = model.context(input).unwrap();
+            ctx.rows.cos = widen(&ctx.rows.cos);
+            ctx.rows.sin = widen(&ctx.rows.sin);
             let hidden = model.hidden(&mut ctx).unwrap();
             ops::linear_cross_entropy(&hidden, model.head(), &targets, Compute::F32).unwrap()
         };

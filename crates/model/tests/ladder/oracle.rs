@@ -19,14 +19,11 @@ impl Oracle {
     fn output(&self, k: usize, stream: &Tensor, ids: &[u32]) -> Tensor {
         let mut ctx = self
             .parts
-            .context(
-                Batch {
-                    ids,
-                    batch: 1,
-                    compute: Compute::F32,
-                },
-                None,
-            )
+            .context(Batch {
+                ids,
+                batch: 1,
+                compute: Compute::F32,
+            })
             .unwrap();
         let silenced = if k.is_multiple_of(2) { "down_proj" } else { "o_proj" };
         let mut weights = Silenced {
@@ -42,14 +39,11 @@ impl Oracle {
         no_grad(|| {
             let ctx = self
                 .parts
-                .context(
-                    Batch {
-                        ids,
-                        batch: 1,
-                        compute: Compute::F32,
-                    },
-                    None,
-                )
+                .context(Batch {
+                    ids,
+                    batch: 1,
+                    compute: Compute::F32,
+                })
                 .unwrap();
             let mut s = vec![self.parts.embed(&ctx).unwrap()];
             for k in 0..2 * LAYERS {
@@ -168,11 +162,10 @@ proptest! {
         let n: usize = cuts.iter().sum();
         let (a, b) = (ids(n, 6), ids(n, 7));
         let whole = logits(&model, &a, 1);
-        let mut cache = model.cache(1, 0);
+        let mut cache = model.cache(0);
         let mut at = 0;
         for len in cuts {
-            let input = Batch { ids: &a[at..at + len], batch: 1, compute: Compute::F32 };
-            let last = no_grad(|| model.next_logits(input, &mut *cache)).unwrap().to_f32();
+            let last = no_grad(|| model.prefill(&a[at..at + len], Compute::F32, &mut *cache)).unwrap().to_f32();
             at += len;
             prop_assert!(worst(&last, &whole[(at - 1) * VOCABULARY..at * VOCABULARY]) < 1e-4);
         }

@@ -2,7 +2,7 @@
 
 use crate::{LAYERS, VOCABULARY, fresh, ids, ladder, logits, model, shape, worst};
 use ounce_model::{
-    Batch, Model, ModelConfig, Residual,
+    Model, ModelConfig, Residual,
     config::ModelShape,
     weights::{FreshWeights, Weights},
 };
@@ -173,16 +173,11 @@ fn run_rank(
         log: log.clone(),
         delay,
     };
-    let mut cache = model.cache(1, 0);
+    let mut cache = model.cache(0);
     let (mut ids, mut from, mut last, mut first_log) = (prompt.to_vec(), 0, Vec::new(), Vec::new());
     for step in 0..=new {
-        let input = Batch {
-            ids: &ids[from..],
-            batch: 1,
-            compute: Compute::F32,
-        };
         let out = no_grad(|| {
-            let mut ctx = model.context(input, Some(&mut *cache)).unwrap();
+            let mut ctx = model.sequence_context(&ids[from..], &mut *cache, Compute::F32).unwrap();
             ctx.collective = &collective;
             let hidden = model.hidden(&mut ctx).unwrap();
             model.logits(&hidden, Compute::F32).unwrap().to_f32()

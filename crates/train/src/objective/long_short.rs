@@ -231,7 +231,7 @@ impl Objective for LongShort {
             batch: views.rows,
             compute,
         };
-        let mut ctx = model.context(input, None)?;
+        let mut ctx = model.context(input)?;
         ctx.noise = at.noise();
         let hidden = model.hidden(&mut ctx)?;
         let counted = match ce {

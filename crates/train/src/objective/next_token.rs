@@ -21,7 +21,7 @@ impl Objective for NextToken {
             batch: batch.rows,
             compute,
         };
-        let mut ctx = model.context(input, None)?;
+        let mut ctx = model.context(input)?;
         ctx.noise = at.noise();
         let hidden = model.hidden(&mut ctx)?;
         let targets: Vec<i64> = batch.targets.iter().map(|&t| i64::from(t)).collect();

@@ -1,8 +1,8 @@
-//! The layer by itself in f64: gradients, the straight-through surrogate, ties, padding.
+//! The layer by itself in f64: gradients, the straight-through surrogate, ties.
 
 use super::*;
-use crate::{ctx::Sink, weights::FreshWeights};
-use ounce_tensor::{Gradients, Solo, gradcheck, ops::RowSpan};
+use crate::{ctx::Sink, rows::Rows, weights::FreshWeights};
+use ounce_tensor::{Gradients, Solo, gradcheck};
 use serde_json::json;
 
 const T: usize = 5;
@@ -50,16 +50,14 @@ fn ctx() -> Ctx<'static> {
         inserted: None,
         noise: None,
         wanted: None,
-        batch: 1,
-        len: T,
-        spans: vec![RowSpan {
-            q_start: 0,
-            kv_begin: 0,
-            kv_len: T,
-        }],
-        cos: Tensor::new(angles.iter().map(|a| a.cos()).collect(), &[T, 2]).unwrap(),
-        sin: Tensor::new(angles.iter().map(|a| a.sin()).collect(), &[T, 2]).unwrap(),
-        cache: None,
+        rows: Rows::even(
+            1,
+            0,
+            T,
+            Tensor::new(angles.iter().map(|a| a.cos()).collect(), &[T, 2]).unwrap(),
+            Tensor::new(angles.iter().map(|a| a.sin()).collect(), &[T, 2]).unwrap(),
+        ),
+        caches: Vec::new(),
         compute: Compute::F32,
         collective: &SOLO,
         sink: Sink::default(),
@@ -90,7 +88,7 @@ fn learned_routers_match_finite_differences() {
             let moh = json!({"router": "two_stage", "shared_heads": shared, "active_routed_heads": k,
                 "scaling": scaling});
             let mut with_weights = layer(&moh);
-            let mut inputs = vec![Tensor::new(f64s(T * 12, 1), &[1, T, 12]).unwrap()];
+            let mut inputs = vec![Tensor::new(f64s(T * 12, 1), &[T, 12]).unwrap()];
             with_weights.visit(&mut |p| inputs.push(p.tensor.clone()));
             let worst = gradcheck(&inputs, |inputs| {
                 let mut layer = layer(&moh);
@@ -113,7 +111,7 @@ fn learned_gates_are_those_of_both_formulas() {
             "scaling": scaling}),
         );
         let x = Tensor::new(f64s(T * 12, 1), &[T, 12]).unwrap();
-        let gates = layer.two_stage(&x).unwrap();
+        let gates = layer.two_stage(&x, Compute::F32).unwrap();
         let mut softmax = std::collections::BTreeMap::new();
         layer.visit(&mut |p| {
             if let Some((_, name)) = p.name.rsplit_once("self_attn.wg") {
@@ -200,17 +198,14 @@ fn equal_norms_select_the_lower_head_and_pass_no_gradient() {
 }
 
 #[test]
-fn padding_takes_no_part_in_the_balance_loss() {
+fn the_balance_loss_is_the_formulas() {
     let layer = layer(&json!({"router": "two_stage", "shared_heads": 2, "active_routed_heads": 2}));
     let scores = Tensor::new(vec![0.25f64; T * 4], &[T, 4]).unwrap();
     let mut active = vec![true; T * 6];
-    let mut with_pad = ctx();
-    with_pad.spans[0].kv_begin = 1;
-    // Token 0 is a pad that selected everything; the others select heads 2 and 3.
-    for t in 1..T {
+    for t in 0..T {
         active[t * 6 + 4..t * 6 + 6].fill(false);
     }
-    let loss = layer.balance_loss(&scores, &active, &with_pad).unwrap().item().unwrap();
+    let loss = layer.balance_loss(&scores, &active).unwrap().item().unwrap();
     // balance h_r sum_i P_i f_i = 0.5 * 4 * (0.25 * 1 + 0.25 * 1).
     assert!((loss - 1.0).abs() < 1e-12, "{loss}");
 }

@@ -4,7 +4,10 @@
 use super::memory::state;
 use crate::{
     Block,
-    attention::Attention,
+    attention::{
+        Attention,
+        attend::{Form, Projected, attend, rope},
+    },
     ctx::Ctx,
     error::{ModelError, Result},
     ffn::DenseFfn,
@@ -78,41 +81,36 @@ impl DrtAttention {
 }
 
 impl Attention for DrtAttention {
-    fn forward(&self, x_btd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
-        let (b, t, hd) = (ctx.batch, ctx.len, self.head_dim);
-        let mut made = Linear::forward_many(x_btd, &[&self.q, &self.k, &self.v], ctx.compute)?.into_iter();
+    fn forward(&self, x_nd: &Tensor, ctx: &mut Ctx<'_>) -> Result<Tensor> {
+        let (n, hd) = (x_nd.rows(), self.head_dim);
+        let mut made = Linear::forward_many(x_nd, &[&self.q, &self.k, &self.v], ctx.compute)?.into_iter();
         let mut next = |heads| {
             let y = made.next().expect("invariant: three outputs for three maps");
-            ops::reshape(&y, &[b, t, heads, hd])
+            ops::reshape(&y, &[n, heads, hd])
         };
-        let (mut q, mut k, v) = (next(self.heads)?, next(self.kv_heads)?, next(self.kv_heads)?);
+        let mut p = Projected {
+            q: next(self.heads)?,
+            k: next(self.kv_heads)?,
+            v: next(self.kv_heads)?,
+        };
         let mut config = AttentionConfig {
             causal: false,
             window: None,
             scale: 1.0 / (hd as f64).sqrt(),
             compute: ctx.compute,
         };
-        let out = match &self.positions {
+        let form = match &self.positions {
             Positions::Chunk => {
-                q = ops::rope(&q, &ctx.cos, &ctx.sin)?;
-                k = ops::rope(&k, &ctx.cos, &ctx.sin)?;
-                ops::attention(&q, KeyValue::Tensor(&k), KeyValue::Tensor(&v), &ctx.spans, config)?
+                (p.q, p.k) = (rope(&p.q, ctx)?, rope(&p.k, ctx)?);
+                Form::Plain
             }
             Positions::Window { window, slopes } => {
                 (config.causal, config.window) = (true, Some(window + 1));
-                let (k, v) = match &mut ctx.cache {
-                    None => (KeyValue::Tensor(&k), KeyValue::Tensor(&v)),
-                    Some(cache) => {
-                        cache.append(self.layer, &k, &v)?;
-                        let kept = cache.read(self.layer)?;
-                        (kept.keys, kept.values)
-                    }
-                };
-                ops::alibi_attention(&q, k, v, &ctx.spans, config, slopes)?
+                Form::Slopes(slopes)
             }
         };
-        self.o
-            .forward(&ops::reshape(&out, &[b, t, self.heads * hd])?, ctx.compute)
+        let out = attend(self.layer, &p, config, form, ctx)?;
+        self.o.forward(&ops::reshape(&out, &[n, self.heads * hd])?, ctx.compute)
     }
 
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
@@ -230,7 +228,7 @@ impl UpperLayer {
         })
     }
 
-    /// The partial sum `[B,T,D]` of cross-attention for `x [B,T,D]`; none where no token has anything to attend to. Without
+    /// The partial sum `[N,D]` of cross-attention for `x [N,D]`; none where no token has anything to attend to. Without
     /// `memory` the chunks are the cache's.
     pub(super) fn cross(
         &self,
@@ -242,7 +240,7 @@ impl UpperLayer {
         if found.neighbours.chunks.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let (compute, n) = (ctx.compute, ctx.batch * ctx.len);
+        let (compute, n) = (ctx.compute, x.rows());
         let q = self
             .q
             .forward(&ops::rms_norm(x, &self.pre_norm.tensor, self.eps)?, compute)?;

@@ -26,7 +26,9 @@ const BLOCK: usize = 256;
 /// # Errors
 /// If the cache was not made for this model.
 pub(super) fn state<'c>(ctx: &'c mut Ctx<'_>) -> Result<Option<&'c mut DrtCache>> {
-    let Some(cache) = &mut ctx.cache else { return Ok(None) };
+    let Some(cache) = ctx.caches.first_mut() else {
+        return Ok(None);
+    };
     match cache.own_plan().and_then(|own| own.downcast_mut()) {
         Some(state) => Ok(Some(state)),
         None => Err(ModelError::Cache(
@@ -75,7 +77,7 @@ impl Store {
 /// What a group retrieved at the end of the last finished chunk.
 #[derive(Clone)]
 pub(super) struct Retrieval {
-    /// Memory rows `[B·k]`.
+    /// Memory rows `[B·k]`; in a cache B is 1.
     pub(super) chunks: Vec<Option<usize>>,
     /// `[B,k]`.
     pub(super) weights: Tensor,
@@ -89,43 +91,34 @@ pub(super) struct DrtCache {
     keep: usize,
     /// S.
     chunk: usize,
-    batch: usize,
     /// Real tokens seen.
     seen: usize,
     keys: Store,
     values: Store,
     /// Rows of a chunk, heads, values per head.
     rows: (usize, usize, usize),
-    /// Landmarks of each batch row: full blocks `[BLOCK, D]`, and the rest.
-    landmarks: Vec<(Vec<Tensor>, Vec<f32>)>,
-    /// Lower layers' output of the open chunk `[B, seen mod S, D]`; none if it is empty.
+    /// Landmarks: full blocks `[BLOCK, D]`, and the rest.
+    landmarks: (Vec<Tensor>, Vec<f32>),
+    /// Lower layers' output of the open chunk `[seen mod S, D]`; none if it is empty.
     pub(super) open: Option<Tensor>,
     /// One per group; none before the first chunk is finished.
     pub(super) last: Vec<Option<Retrieval>>,
 }
 
 impl DrtCache {
-    pub(super) fn new(drt: &DrtConfig, s: &Shape, kind: CacheType, batch: usize, reserve: usize) -> Self {
+    pub(super) fn new(drt: &DrtConfig, s: &Shape, kind: CacheType, reserve: usize) -> Self {
         let layers = drt.lower_layers + drt.groups.iter().sum::<usize>();
         let keep = drt.window + drt.positions();
         let memory = drt.memory.unwrap_or(kind);
         Self {
-            window: KvCache::new(
-                kind,
-                vec![None; layers],
-                batch,
-                s.kv_heads,
-                s.head_dim,
-                reserve.min(2 * keep),
-            ),
+            window: KvCache::new(kind, vec![None; layers], s.kv_heads, s.head_dim, reserve.min(2 * keep)),
             keep,
             chunk: drt.chunk,
-            batch,
             seen: 0,
             keys: Store::new(memory),
             values: Store::new(memory),
             rows: (drt.rows(), s.heads, s.head_dim),
-            landmarks: vec![(Vec::new(), Vec::new()); batch],
+            landmarks: (Vec::new(), Vec::new()),
             open: None,
             last: vec![None; drt.groups.len()],
         }
@@ -146,8 +139,8 @@ impl DrtCache {
         self.keys.push(&keys);
         self.values.push(&values);
         let d = chunks.landmarks.last_dim();
-        for (i, landmark) in landmarks.chunks_exact(d.max(1)).enumerate() {
-            let (full, tail) = &mut self.landmarks[i % self.batch];
+        let (full, tail) = &mut self.landmarks;
+        for landmark in landmarks.chunks_exact(d.max(1)) {
             tail.extend_from_slice(landmark);
             if tail.len() == BLOCK * d {
                 full.push(Tensor::new(std::mem::take(tail), &[BLOCK, d])?);
@@ -156,9 +149,9 @@ impl DrtCache {
         Ok(())
     }
 
-    /// Landmarks `[n, D]` of batch row `b`, in order, cut into blocks.
-    pub(super) fn landmarks(&self, b: usize, d: usize) -> Result<Vec<Tensor>> {
-        let (full, tail) = &self.landmarks[b];
+    /// Landmarks `[n, D]` in order, cut into blocks.
+    pub(super) fn landmarks(&self, d: usize) -> Result<Vec<Tensor>> {
+        let (full, tail) = &self.landmarks;
         let mut blocks = full.clone();
         if !tail.is_empty() {
             blocks.push(Tensor::new(tail.clone(), &[tail.len() / d, d])?);
@@ -223,13 +216,11 @@ impl Cache for DrtCache {
         let dropped = self.positions(self.seen) - self.positions(to);
         self.window.truncate(self.window.len() - dropped)?;
         if let Some(open) = &self.open {
-            let (n, left, d) = (open.dim(1), to % self.chunk, open.last_dim());
+            let left = to % self.chunk;
             self.open = if left == 0 {
                 None
             } else {
-                let rows: Vec<usize> = (0..self.batch).flat_map(|b| b * n..b * n + left).collect();
-                let flat = ops::reshape(open, &[self.batch * n, d])?;
-                Some(ops::reshape(&ops::gather_rows(&flat, &rows)?, &[self.batch, left, d])?)
+                Some(ops::narrow_rows(open, 0, left)?)
             };
         }
         self.seen = to;
@@ -241,11 +232,8 @@ impl Cache for DrtCache {
     }
 
     fn bytes(&self) -> usize {
-        let landmarks: usize = self
-            .landmarks
-            .iter()
-            .map(|(full, tail)| 4 * (full.iter().map(Tensor::numel).sum::<usize>() + tail.capacity()))
-            .sum();
+        let (full, tail) = &self.landmarks;
+        let landmarks = 4 * (full.iter().map(Tensor::numel).sum::<usize>() + tail.capacity());
         let open = self.open.as_ref().map_or(0, |t| 4 * t.numel());
         self.window.bytes() + self.keys.bytes() + self.values.bytes() + landmarks + open
     }

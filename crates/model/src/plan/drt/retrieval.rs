@@ -34,17 +34,17 @@ const LOTS: Noise = Noise {
 const NEVER: f32 = -1e30;
 
 impl DrtPlan {
-    /// What group `g` retrieves for the tokens of this call, from `x [B, positions, D]`: what the last chunk before the
+    /// What group `g` retrieves for the tokens of this call, from `x [B·positions, D]`: what the last chunk before the
     /// call found, and what the chunks find that the call finishes.
     pub(super) fn retrieve(
         &self,
         g: usize,
         x: &Tensor,
-        span: Span,
+        (span, b): (Span, usize),
         memory: Option<&ChunkTensors>,
         ctx: &mut Ctx<'_>,
     ) -> Result<Found> {
-        let (b, k, total) = (ctx.batch, self.drt.top_k, span.total());
+        let (k, total) = (self.drt.top_k, span.total());
         let carried = match state(ctx)? {
             Some(state) => state.last[g].clone(),
             None => None,
@@ -57,7 +57,7 @@ impl DrtPlan {
             weights: Tensor::zeros(&[b, k]).cast(x.dtype())?,
         });
         if span.finished() > 0 {
-            let new = self.select(g, x, span, memory, ctx)?;
+            let new = self.select(g, x, (span, b), memory, ctx)?;
             let last = new.chunks.len() - b * k;
             let kept = Retrieval {
                 chunks: new.chunks[last..].to_vec(),
@@ -84,16 +84,16 @@ impl DrtPlan {
         &self,
         g: usize,
         x: &Tensor,
-        span: Span,
+        (span, b): (Span, usize),
         memory: Option<&ChunkTensors>,
         ctx: &mut Ctx<'_>,
     ) -> Result<Retrieval> {
-        let (b, k, d) = (ctx.batch, self.drt.top_k, self.shape.hidden);
+        let (k, d) = (self.drt.top_k, self.shape.hidden);
         let (first, finished, total) = (span.first(), span.finished(), span.total());
         let at: Vec<usize> = (0..b)
             .flat_map(|row| (0..finished).map(move |n| row * total + span.landmark(n)))
             .collect();
-        let u = ops::gather_rows(&ops::reshape(x, &[b * total, d])?, &at)?;
+        let u = ops::gather_rows(x, &at)?;
         let u = ops::rms_norm(&u, &self.groups[g].norm.tensor, LANDMARK_EPS)?;
         // Scores [B·n, finished] of all n landmarks, later ones included: those are never looked at.
         let n = first + finished;
@@ -101,7 +101,7 @@ impl DrtPlan {
         for row in 0..b {
             let queries = ops::narrow_rows(&u, row * finished, (row + 1) * finished)?;
             let blocks = match (memory, state(ctx)?) {
-                (None, Some(state)) => state.landmarks(row, d)?,
+                (None, Some(state)) => state.landmarks(d)?,
                 (Some(chunks), _) => {
                     let own: Vec<usize> = (0..n).map(|c| c * b + row).collect();
                     vec![ops::gather_rows(&chunks.landmarks, &own)?]
@@ -121,7 +121,7 @@ impl DrtPlan {
             for row in 0..b {
                 let seen: Vec<f32> = (0..first + t)
                     .map(|c| {
-                        let place_of_noise = [g, row, first + t, c];
+                        let place_of_noise = [g, ctx.rows.first + row, first + t, c];
                         if self.drt.random {
                             return gumbel(ctx.noise.unwrap_or(LOTS), place_of_noise) as f32;
                         }
