@@ -2,25 +2,30 @@
 //!
 //! The folder is checked as a whole when it is opened (headers only, no weights are read), so that a job of hours does
 //! not stop at the one shard that was never downloaded.
+//!
+//! Tensors have the names of their files until somebody who knows what they are for gives them others
+//! ([`Checkpoint::show`]): then they are listed and handed out under these, wherever they lie.
+
+mod files;
+mod index;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    path::{Component, Path, PathBuf},
+    collections::HashMap,
+    ops::Range,
+    path::{Path, PathBuf},
 };
 
-use serde::{
-    Deserialize,
-    de::{Deserializer, MapAccess, Visitor},
-};
 use serde_json::Value;
 
 use crate::{
+    dtype::Dtype,
     error::{FormatError, Result},
     fsx,
     safetensors::{SafetensorsFile, TensorInfo},
     view::{Region, TensorView},
 };
+
+pub use index::ShardIndex;
 
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";
@@ -33,15 +38,34 @@ pub const TORCH_SINGLE: &str = "pytorch_model.bin";
 /// The index's file name when pickled weights are in shards.
 pub const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// An opened Hugging Face folder: the configuration as it stands, and every tensor of every shard.
+/// An opened Hugging Face folder: the configuration, and every tensor of every shard.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     config: Value,
     shards: Vec<SafetensorsFile>,
-    /// Name to index of the shard.
-    shard_of: HashMap<String, usize>,
+    /// Shard after shard, each in file order.
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
     notes: Vec<String>,
+}
+
+/// A tensor as it is listed: what it is called, and where it lies.
+#[derive(Debug, Clone)]
+struct Entry {
+    info: TensorInfo,
+    shard: usize,
+}
+
+/// A tensor under another name than its file's: all of it, or the part of its elements that is a tensor here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The name it is listed under.
+    pub name: String,
+    /// The name it was listed under before.
+    pub stored: String,
+    /// Elements of it, row-major, and their shape.
+    pub part: Option<(Range<usize>, Vec<usize>)>,
 }
 
 impl Checkpoint {
@@ -52,7 +76,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The folder, `config.json`, the weights or a shard is missing or malformed; the index names a file outside of the
-    /// folder or a tensor that its shard lacks; a tensor lies in two shards.
+    /// folder or a tensor that its shard lacks; a tensor lies in two shards; two exports are mixed.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             let rule = if path.exists() {
@@ -67,45 +91,78 @@ impl Checkpoint {
             ));
         }
         let config = read_config(&path.join(CONFIG))?;
-        let (single, index) = (path.join(SINGLE), path.join(INDEX));
-        let shards = match (single.exists(), index.exists()) {
-            (true, false) => vec![SafetensorsFile::open(&single)?],
-            (false, true) => open_shards(path, &index, SafetensorsFile::open)?,
-            (true, true) => {
-                let rule = format!("holds both {SINGLE} and {INDEX}");
-                return Err(FormatError::place(
-                    path,
-                    rule,
-                    "remove the one that is left over from an earlier export",
-                ));
-            }
-            (false, false) => {
-                let (single, index) = (path.join(TORCH_SINGLE), path.join(TORCH_INDEX));
-                match (single.exists(), index.exists()) {
-                    (true, _) => vec![SafetensorsFile::open_torch(&single)?],
-                    (false, true) => open_shards(path, &index, SafetensorsFile::open_torch)?,
-                    (false, false) => return Err(no_weights(path)),
-                }
-            }
-        };
+        let files::Weights { files, notes } = files::find(path)?;
+        let mut checkpoint = Self::of(path, config, files)?;
+        checkpoint.notes = notes;
+        Ok(checkpoint)
+    }
 
-        let mut shard_of = HashMap::new();
-        for (i, shard) in shards.iter().enumerate() {
-            for name in shard.names() {
-                if let Some(other) = shard_of.insert(name.to_owned(), i) {
-                    let rule = format!("lies in {} as well", file_name(shards[other].path()));
+    /// A checkpoint of files that are open, whatever they were found in.
+    ///
+    /// # Errors
+    /// A tensor lies in two of the files.
+    pub fn of(path: &Path, config: Value, shards: Vec<SafetensorsFile>) -> Result<Self> {
+        let mut entries = Vec::new();
+        let mut by_name = HashMap::new();
+        for (shard, file) in shards.iter().enumerate() {
+            for info in file.header().tensors() {
+                if let Some(other) = by_name.insert(info.name.clone(), entries.len()) {
+                    let other: &Entry = &entries[other];
+                    let rule = format!("lies in {} as well", file_name(shards[other.shard].path()));
                     let hint = "two exports are mixed in this folder; download it again into an empty one";
-                    return Err(FormatError::tensor(shard.path(), name, rule, hint));
+                    return Err(FormatError::tensor(file.path(), &info.name, rule, hint));
                 }
+                entries.push(Entry {
+                    info: info.clone(),
+                    shard,
+                });
             }
         }
         Ok(Self {
             path: path.to_owned(),
             config,
             shards,
-            shard_of,
+            entries,
+            by_name,
             notes: Vec::new(),
         })
+    }
+
+    /// Lists the tensors of `list` under the names it gives, and no others. They stay where they lie.
+    ///
+    /// # Errors
+    /// Two tensors would have one name; a name is not listed; a part is not within its tensor.
+    pub fn show(&mut self, list: &[Shown]) -> Result<()> {
+        let mut entries = Vec::with_capacity(list.len());
+        for shown in list {
+            let Some(&at) = self.by_name.get(&shown.stored) else {
+                return Err(self.absent(&shown.stored));
+            };
+            let Entry { info, shard } = &self.entries[at];
+            let mut info = info.clone();
+            if let Some((elements, shape)) = &shown.part {
+                info.range = part(&info, elements, shape).ok_or_else(|| {
+                    let rule = format!("has shape {:?}, of which {shape:?} is no part", info.shape);
+                    FormatError::tensor(&self.path, &shown.stored, rule, "is config.json of another model?")
+                })?;
+                info.shape.clone_from(shape);
+            }
+            info.name.clone_from(&shown.name);
+            entries.push((Entry { info, shard: *shard }, &shown.stored));
+        }
+        entries.sort_by_key(|(e, _)| (e.shard, e.info.range.start, e.info.range.end));
+        let mut by_name = HashMap::with_capacity(entries.len());
+        for (at, (entry, stored)) in entries.iter().enumerate() {
+            if let Some(other) = by_name.insert(entry.info.name.clone(), at) {
+                let other: &(Entry, &String) = &entries[other];
+                let rule = format!("both {:?} and {stored:?} are this tensor", other.1);
+                let hint = "two exports are mixed; keep the one you mean";
+                return Err(FormatError::tensor(&self.path, &entry.info.name, rule, hint));
+            }
+        }
+        self.entries = entries.into_iter().map(|(entry, _)| entry).collect();
+        self.by_name = by_name;
+        Ok(())
     }
 
     /// The folder.
@@ -118,9 +175,21 @@ impl Checkpoint {
         &self.config
     }
 
-    /// What was chosen or passed over when the folder was opened: one line each, for the user.
+    /// Corrects the configuration where the weights decide what it says.
+    pub fn set_config(&mut self, key: &str, value: Value) {
+        if let Some(config) = self.config.as_object_mut() {
+            config.insert(key.to_owned(), value);
+        }
+    }
+
+    /// What was chosen, taken away or passed over when it was opened: one line each, for the user.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Adds a line to the notes.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
     }
 
     /// The weight files, in the order of their names.
@@ -135,19 +204,17 @@ impl Checkpoint {
 
     /// All tensors, foreign types included, in the order of [`Checkpoint::names`].
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.shards.iter().flat_map(|shard| shard.header().tensors())
+        self.entries.iter().map(|entry| &entry.info)
     }
 
-    /// What the headers say of the tensor called `name`.
+    /// What is known of the tensor called `name` without reading it.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.shard_of
-            .get(name)
-            .and_then(|&i| self.shards[i].header().info(name))
+        self.by_name.get(name).map(|&at| &self.entries[at].info)
     }
 
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
-        self.shard_of.contains_key(name)
+        self.by_name.contains_key(name)
     }
 
     /// The tensor called `name`, with a share of its file's map.
@@ -155,7 +222,8 @@ impl Checkpoint {
     /// # Errors
     /// There is none of this name, or its type is foreign.
     pub fn region(&self, name: &str) -> Result<Region> {
-        self.shard(name)?.region(name)
+        let entry = self.usable(name)?;
+        Ok(self.shards[entry.shard].region_of(&entry.info))
     }
 
     /// The tensor called `name`, borrowed from its file's map.
@@ -163,7 +231,8 @@ impl Checkpoint {
     /// # Errors
     /// There is none of this name, or its type is foreign.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        self.shard(name)?.view(name)
+        let entry = self.usable(name)?;
+        Ok(self.shards[entry.shard].view_of(&entry.info))
     }
 
     /// Bytes of all tensors together.
@@ -171,79 +240,30 @@ impl Checkpoint {
         self.tensors().map(|t| t.range.len() as u64).sum()
     }
 
-    fn shard(&self, name: &str) -> Result<&SafetensorsFile> {
-        let shard = self.shard_of.get(name).map(|&i| &self.shards[i]);
-        shard.ok_or_else(|| {
-            let hint = "config.json and the weights do not belong together, or the export is incomplete";
-            FormatError::tensor(&self.path, name, "is not in this checkpoint", hint)
-        })
+    fn usable(&self, name: &str) -> Result<&Entry> {
+        let Some(&at) = self.by_name.get(name) else {
+            return Err(self.absent(name));
+        };
+        let entry = &self.entries[at];
+        match entry.info.dtype {
+            Dtype::Foreign(_) => Err(entry.info.foreign(self.shards[entry.shard].path())),
+            _ => Ok(entry),
+        }
+    }
+
+    fn absent(&self, name: &str) -> FormatError {
+        let hint = "config.json and the weights do not belong together, or the export is incomplete";
+        FormatError::tensor(&self.path, name, "is not in this checkpoint", hint)
     }
 }
 
-/// `model.safetensors.index.json`, parsed and checked by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardIndex {
-    /// Tensor name to file name, relative to the folder and within it.
-    pub weight_map: BTreeMap<String, String>,
-}
-
-impl ShardIndex {
-    /// Parses an index from the text of its file; `path` is for messages only.
-    ///
-    /// # Errors
-    /// Not JSON, no `weight_map` of strings, a tensor listed twice, no tensor at all, or a file outside of the folder.
-    pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        const HINT: &str = "the index is damaged or was edited; download it again";
-        let raw: RawIndex = serde_json::from_slice(json)
-            .map_err(|e| FormatError::place(path, format!("is not a valid shard index: {e}"), HINT))?;
-        let mut weight_map = BTreeMap::new();
-        for (tensor, file) in raw.weight_map.0 {
-            if !stays_within(&file) {
-                let rule = format!("its file {file:?} is not a plain path within the folder");
-                let hint = "an index must not reach outside of its folder; do not trust this checkpoint";
-                return Err(FormatError::tensor(path, &tensor, rule, hint));
-            }
-            if let Some(other) = weight_map.get(&tensor) {
-                let rule = format!("is listed twice, for {other} and for {file}");
-                return Err(FormatError::tensor(path, &tensor, rule, HINT));
-            }
-            weight_map.insert(tensor, file);
-        }
-        if weight_map.is_empty() {
-            return Err(FormatError::key(path, "weight_map", "lists no tensors", HINT));
-        }
-        Ok(Self { weight_map })
-    }
-}
-
-fn open_shards(
-    folder: &Path,
-    index_path: &Path,
-    open: fn(&Path) -> Result<SafetensorsFile>,
-) -> Result<Vec<SafetensorsFile>> {
-    let index = ShardIndex::parse(index_path, &fsx::read(index_path)?)?;
-    let mut shards = BTreeMap::new();
-    for (tensor, file) in &index.weight_map {
-        if !shards.contains_key(file) {
-            let path = folder.join(file);
-            if !path.exists() {
-                let rule = format!("does not exist; the index needs it, for tensor {tensor:?} among others");
-                return Err(FormatError::place(
-                    &path,
-                    rule,
-                    "the download is incomplete; fetch this file, too",
-                ));
-            }
-            shards.insert(file, open(&path)?);
-        }
-        let shard = &shards[file];
-        if !shard.contains(tensor) {
-            let rule = format!("is not in this file, though {} says so", file_name(index_path));
-            let hint = "index and shards are of different exports; download both again";
-            return Err(FormatError::tensor(shard.path(), tensor, rule, hint));
-        }
-    }
-    Ok(shards.into_values().collect())
+/// The bytes of `elements` of a tensor, if they are within it, as many as `shape` says, and whole bytes.
+fn part(info: &TensorInfo, elements: &Range<usize>, shape: &[usize]) -> Option<Range<usize>> {
+    let bits = info.dtype.bits();
+    let (start, end) = (elements.start.checked_mul(bits)?, elements.end.checked_mul(bits)?);
+    let whole = start.is_multiple_of(8) && end.is_multiple_of(8) && start <= end;
+    let range = whole.then(|| info.range.start.saturating_add(start / 8)..info.range.start.saturating_add(end / 8))?;
+    (range.end <= info.range.end && info.dtype.byte_len(shape) == Some(range.len())).then_some(range)
 }
 
 fn read_config(path: &Path) -> Result<Value> {
@@ -263,46 +283,6 @@ fn read_config(path: &Path) -> Result<Value> {
     Ok(config)
 }
 
-fn no_weights(path: &Path) -> FormatError {
-    let hint = "the download is incomplete; fetch the safetensors files, too";
-    FormatError::place(path, format!("holds neither {SINGLE} nor {INDEX}"), hint)
-}
-
-/// Whether `file` is made of plain names only: no root, no "..", nothing empty. Links are allowed, since the cache of the
-/// Hugging Face hub is made of them, and whoever can place a link can place a file.
-fn stays_within(file: &str) -> bool {
-    let mut components = Path::new(file).components().peekable();
-    components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)))
-}
-
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
-}
-
-#[derive(Deserialize)]
-struct RawIndex {
-    weight_map: Pairs,
-}
-
-/// A JSON object of strings, with duplicate keys kept.
-struct Pairs(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of file names")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor)
-    }
 }

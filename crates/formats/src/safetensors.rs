@@ -19,6 +19,7 @@ use crate::{
     dtype::Dtype,
     error::{FormatError, Result},
     fsx,
+    torch::TorchFile,
     view::{Region, TensorView},
 };
 use header::{RawHeader, check_coverage, checked_entry, header_json};
@@ -41,8 +42,22 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Row-major shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// The tensor's bytes, counted from the start of the file.
+    /// The tensor's bytes, counted from the start of the file; behind its end, those of tensors gathered in memory.
     pub range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// Why its data cannot be used, its type being foreign.
+    pub(crate) fn foreign(&self, path: &Path) -> FormatError {
+        let name = self.dtype.name();
+        let rule = format!("its type {name} is not supported");
+        let hint = if name.starts_with("F8") || name.starts_with("F6") || name.starts_with("F4") {
+            "such floats need the scales they were quantised with, which are not read; take the model in BF16, F16 or F32"
+        } else {
+            "convert the checkpoint to F32, BF16 or F16"
+        };
+        FormatError::tensor(path, &self.name, rule, hint)
+    }
 }
 
 /// The checked header of a safetensors file: every range lies within the file, is as long as dtype and shape say, and
@@ -139,12 +154,10 @@ impl Header {
             );
             return Err(FormatError::tensor(&self.path, name, "is not in this file", hint));
         };
-        if let Dtype::Foreign(_) = info.dtype {
-            let rule = format!("its type {} is not supported", info.dtype);
-            let hint = "convert the checkpoint to F32, BF16 or F16";
-            return Err(FormatError::tensor(&self.path, name, rule, hint));
+        match info.dtype {
+            Dtype::Foreign(_) => Err(info.foreign(&self.path)),
+            _ => Ok(info),
         }
-        Ok(info)
     }
 
     /// The tensor called `name`, over the same `bytes` that were parsed.
@@ -171,11 +184,14 @@ impl Header {
     }
 }
 
-/// A memory-mapped safetensors file with a checked header.
+/// A memory-mapped file of tensors with a checked header.
 #[derive(Debug, Clone)]
 pub struct SafetensorsFile {
     file: Arc<MappedFile>,
+    /// What lies in no single range of the file; ranges behind its end count from here.
+    gathered: Option<Arc<MappedFile>>,
     header: Header,
+    notes: Vec<String>,
 }
 
 impl SafetensorsFile {
@@ -189,7 +205,9 @@ impl SafetensorsFile {
         let header = Header::parse(path, &file)?;
         Ok(Self {
             file: Arc::new(file),
+            gathered: None,
             header,
+            notes: Vec::new(),
         })
     }
 
@@ -200,18 +218,38 @@ impl SafetensorsFile {
     pub fn open_torch(path: &Path) -> Result<Self> {
         let file = fsx::open(path)?;
         let file = MappedFile::new(&file).map_err(FormatError::io(path, "map it into memory"))?;
-        let header = crate::torch::parse(path, &file)?;
-        Ok(Self::listed(Arc::new(file), header))
+        let TorchFile {
+            header,
+            gathered,
+            notes,
+        } = crate::torch::parse(path, &file)?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        Ok(Self {
+            file: Arc::new(file),
+            gathered: gathered.map(Arc::new),
+            header,
+            notes: notes.into_iter().map(|note| format!("{name}: {note}")).collect(),
+        })
     }
 
     /// A mapped file whose header was read and checked by another format's reader.
     pub(crate) fn listed(file: Arc<MappedFile>, header: Header) -> Self {
-        Self { file, header }
+        Self {
+            file,
+            gathered: None,
+            header,
+            notes: Vec::new(),
+        }
     }
 
     /// The checked header.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// What was chosen or passed over within the file: one line each, for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The path it was opened under.
@@ -239,7 +277,7 @@ impl SafetensorsFile {
     /// # Errors
     /// There is none of this name, or its type is foreign.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        self.header.view(&self.file, name)
+        Ok(self.view_of(self.header.usable(name)?))
     }
 
     /// The tensor called `name`, with a share of the map.
@@ -247,14 +285,40 @@ impl SafetensorsFile {
     /// # Errors
     /// There is none of this name, or its type is foreign.
     pub fn region(&self, name: &str) -> Result<Region> {
-        let info = self.header.usable(name)?;
-        Ok(Region {
-            file: Arc::clone(&self.file),
-            range: info.range.clone(),
+        Ok(self.region_of(self.header.usable(name)?))
+    }
+
+    /// A tensor of this file, or a part of one, with a share of the map it lies in.
+    pub(crate) fn region_of(&self, info: &TensorInfo) -> Region {
+        let (map, range) = self.place(info);
+        Region {
+            file: Arc::clone(map),
+            range,
             dtype: info.dtype,
             shape: info.shape.clone(),
             name: info.name.clone(),
             path: Arc::clone(&self.header.path),
-        })
+        }
+    }
+
+    /// The same, borrowed.
+    pub(crate) fn view_of<'a>(&'a self, info: &'a TensorInfo) -> TensorView<'a> {
+        let (map, range) = self.place(info);
+        TensorView {
+            path: &self.header.path,
+            name: &info.name,
+            dtype: info.dtype,
+            shape: &info.shape,
+            bytes: &map[range],
+        }
+    }
+
+    /// The map that holds a checked tensor, and its bytes there.
+    fn place(&self, info: &TensorInfo) -> (&Arc<MappedFile>, Range<usize>) {
+        let end = self.file.len();
+        match &self.gathered {
+            Some(gathered) if info.range.end > end => (gathered, info.range.start - end..info.range.end - end),
+            _ => (&self.file, info.range.clone()),
+        }
     }
 }

@@ -349,7 +349,7 @@ fn shards_that_do_not_fit_the_index() {
     write_file(&dir.join("model.safetensors"), both, &none).unwrap();
     assert_folder_refused(
         &dir,
-        "holds both model.safetensors and model.safetensors.index.json",
+        "holds both model.safetensors and the shards of model.safetensors.index.json",
         "remove the one",
     );
 }

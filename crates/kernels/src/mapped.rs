@@ -10,6 +10,7 @@ use std::{
 };
 
 /// The bytes of one file, mapped read-only. Pages are loaded on first use and can be dropped by the system at any time.
+/// Or bytes made in memory, for what no file holds in one piece.
 #[derive(Debug)]
 pub struct MappedFile {
     map: memmap2::Mmap,
@@ -26,6 +27,19 @@ impl MappedFile {
         // truncation from outside ends the process with SIGBUS, which no in-process check can prevent.
         let map = unsafe { memmap2::MmapOptions::new().map(file)? };
         Ok(Self { map })
+    }
+
+    /// `len` bytes in memory as `fill` leaves them; they start as zeros, aligned to a page.
+    ///
+    /// # Errors
+    /// The system has no such memory.
+    pub fn in_memory(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
+        // A map of no bytes is refused by some systems.
+        let mut map = memmap2::MmapMut::map_anon(len.max(1))?;
+        fill(&mut map[..len]);
+        Ok(Self {
+            map: map.make_read_only()?,
+        })
     }
 
     /// Says that the bytes `range` will be read whole and often, as weights are. What is not yet in memory is then loaded
@@ -66,5 +80,12 @@ mod tests {
         map.expect_whole_reads(7..7);
         map.expect_whole_reads(5..4_000_000);
         assert!(map[..] == bytes[..]);
+    }
+
+    #[test]
+    fn memory_is_read_like_a_file() {
+        let map = MappedFile::in_memory(5, |bytes| bytes.copy_from_slice(&[1, 2, 3, 4, 5])).unwrap();
+        assert_eq!(map[..5], [1, 2, 3, 4, 5]);
+        assert!(MappedFile::in_memory(0, |bytes| assert!(bytes.is_empty())).is_ok());
     }
 }

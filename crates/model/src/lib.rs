@@ -17,6 +17,7 @@ mod error;
 pub mod ffn;
 mod generate;
 pub mod layer_cache;
+mod layout;
 mod model;
 mod open;
 mod param;

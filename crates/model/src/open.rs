@@ -4,7 +4,7 @@
 //! Opening has two steps. [`Opened`] is a checkpoint whose files, names and configuration are checked, before any weight
 //! is read: what costs are estimated from, and what tensors are copied from. [`Opened::model`] then builds the model.
 
-use crate::{attention, config::ModelConfig, error::Result, model::Model, weights::CheckpointWeights};
+use crate::{attention, config::ModelConfig, error::Result, layout, model::Model, weights::CheckpointWeights};
 use ounce_formats::Checkpoint;
 use serde_json::Value;
 use std::{path::Path, sync::Arc};
@@ -44,8 +44,10 @@ impl Opened {
     /// # Errors
     /// For anything wrong with the files, the configuration or the options.
     pub fn new(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
         let file = checkpoint.path().join("config.json").display().to_string();
+        let stored = ModelConfig::parse(&file, checkpoint.config())?;
+        layout::settle(&mut checkpoint, &stored)?;
         let json = match &options.attention {
             None => checkpoint.config().clone(),
             Some(spec) => attention::overridden(checkpoint.config(), spec)?,
@@ -87,7 +89,7 @@ impl Opened {
     pub fn model(&self) -> Result<Model> {
         let mut weights = CheckpointWeights::new(self.checkpoint.clone(), self.widen);
         let mut model = Model::new(self.config.clone(), &mut weights)?;
-        weights.check_all_used(self.config.tied)?;
+        weights.check_all_used(&self.config)?;
         model.set_notes(self.notes());
         Ok(model)
     }

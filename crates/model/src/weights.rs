@@ -3,11 +3,12 @@
 use crate::{
     config::ModelConfig,
     error::{ModelError, Result},
+    layout::{self, Wanted},
     param::{Linear, Param},
 };
 use ounce_formats::{Checkpoint, Dtype, Region};
 use ounce_kernels::Philox;
-use ounce_tensor::{DType, Tensor, ops};
+use ounce_tensor::{DType, Tensor};
 use std::{collections::HashSet, sync::Arc};
 
 /// A source of named weights.
@@ -78,28 +79,16 @@ pub struct CheckpointWeights {
     widen: bool,
     /// Tensors that were asked for.
     used: HashSet<String>,
-    /// What stands before every name: state dicts of data-parallel training say "module.".
-    prefix: &'static str,
 }
-
-/// Prefix of state dicts that were saved from within data-parallel training.
-const PARALLEL: &str = "module.";
 
 impl CheckpointWeights {
     /// Reads from `checkpoint`; with `widen`, 16-bit weights become f32 copies.
     pub fn new(checkpoint: Arc<Checkpoint>, widen: bool) -> Self {
-        let parallel = checkpoint.contains("module.model.embed_tokens.weight");
         Self {
             checkpoint,
             widen,
             used: HashSet::new(),
-            prefix: if parallel { PARALLEL } else { "" },
         }
-    }
-
-    /// The name of a tensor in the files.
-    fn in_file(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
     }
 
     fn fail<T>(&self, name: &str, rule: String, hint: &str) -> Result<T> {
@@ -111,67 +100,23 @@ impl CheckpointWeights {
         })
     }
 
-    /// Newer checkpoints may hold all experts of a layer in two tensors: `experts.gate_up_proj [E, 2I, D]` (gate first)
-    /// and `experts.down_proj [E, D, I]`. `None` if `name` is not such an expert or the fused tensor is absent.
-    fn fused_expert(&mut self, name: &str) -> Result<Option<Tensor>> {
-        let Some((prefix, rest)) = name.split_once(".experts.") else {
-            return Ok(None);
-        };
-        let Some((index, matrix)) = rest.split_once('.') else {
-            return Ok(None);
-        };
-        let (fused, half) = match matrix {
-            "gate_proj.weight" | "w1.weight" => ("gate_up_proj", Some(0)),
-            "up_proj.weight" | "w3.weight" => ("gate_up_proj", Some(1)),
-            "down_proj.weight" | "w2.weight" => ("down_proj", None),
-            _ => return Ok(None),
-        };
-        let (Ok(index), fused) = (index.parse::<usize>(), format!("{prefix}.experts.{fused}")) else {
-            return Ok(None);
-        };
-        if !self.checkpoint.contains(&fused) {
-            return Ok(None);
-        }
-        self.used.insert(fused.clone());
-        let all = self.load(&fused)?;
-        let [experts, rows, cols] = all.shape()[..] else {
-            return self.fail(
-                &fused,
-                format!("fused experts are [E, rows, cols], found {:?}", all.shape()),
-                "",
-            );
-        };
-        if index >= experts {
-            return self.fail(&fused, format!("holds {experts} experts, number {index} is needed"), "");
-        }
-        let flat = ops::reshape(&all, &[experts * rows, cols])?;
-        let (from, to) = match half {
-            Some(h) => (index * rows + h * rows / 2, index * rows + (h + 1) * rows / 2),
-            None => (index * rows, (index + 1) * rows),
-        };
-        Ok(Some(ops::narrow_rows(&flat, from, to)?))
-    }
-
     /// Refuses tensors that the model did not ask for: a bias, norm or expert that is there and not used would change the
-    /// function. Tables that are recomputed, and a copy of the embedding where it is the head, are known and allowed.
+    /// function. What is known to make no difference was taken out of the checkpoint when it was opened.
     ///
     /// # Errors
     /// If such a tensor is found.
-    pub fn check_all_used(&self, tied: bool) -> Result<()> {
-        let known =
-            |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == self.in_file("lm_head.weight"));
-        match self
-            .checkpoint
-            .names()
-            .find(|name| !self.used.contains(*name) && !known(name))
-        {
+    pub fn check_all_used(&self, config: &ModelConfig) -> Result<()> {
+        match self.unused() {
             None => Ok(()),
-            Some(name) => self.fail(
-                name,
-                "is in the checkpoint, but the configuration has no use for it".into(),
-                "ignoring it might change what the model computes; is config.json of another model?",
-            ),
+            Some(name) => {
+                let (rule, hint) = layout::unused(name, config);
+                self.fail(name, rule, &hint)
+            }
         }
+    }
+
+    fn unused(&self) -> Option<&str> {
+        self.checkpoint.names().find(|name| !self.used.contains(*name))
     }
 
     fn load(&self, name: &str) -> Result<Tensor> {
@@ -180,11 +125,13 @@ impl CheckpointWeights {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
+            // No arithmetic here is wider than f32.
+            Dtype::F64 => return Ok(Tensor::new(region.view().to_f32_vec()?, &region.shape)?),
             other => {
                 return self.fail(
                     name,
                     format!("dtype {other:?} is no weight"),
-                    "weights are F32, F16 or BF16",
+                    "weights are F64, F32, F16 or BF16",
                 );
             }
         };
@@ -201,19 +148,12 @@ impl CheckpointWeights {
 
 impl Weights for CheckpointWeights {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let stored = self.in_file(name);
-        let tensor = if self.checkpoint.contains(&stored) {
-            self.used.insert(stored.clone());
-            self.load(&stored)?
-        } else if let Some(expert) = self.fused_expert(name)? {
-            expert
-        } else {
-            return self.fail(
-                name,
-                "is missing".into(),
-                "the configuration asks for it; is config.json of another model?",
-            );
-        };
+        if !self.checkpoint.contains(name) {
+            let (rule, hint) = layout::missing(name, &self.checkpoint);
+            return self.fail(name, rule, &hint);
+        }
+        self.used.insert(name.to_owned());
+        let tensor = self.load(name)?;
         if tensor.shape() != shape {
             return self.fail(
                 name,
@@ -225,7 +165,7 @@ impl Weights for CheckpointWeights {
     }
 
     fn stored_copy(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
-        if self.checkpoint.contains(&self.in_file(name)) {
+        if self.checkpoint.contains(name) {
             self.tensor(name, shape).map(Some)
         } else {
             Ok(None)
@@ -240,7 +180,7 @@ impl Weights for CheckpointWeights {
     }
 
     fn stored(&self, name: &str) -> Result<Option<Region>> {
-        Ok(Some(self.checkpoint.region(&self.in_file(name))?))
+        Ok(Some(self.checkpoint.region(name)?))
     }
 }
 
@@ -277,6 +217,8 @@ impl Weights for FreshWeights {
 /// forward.
 struct Listing<'a> {
     f: &'a mut dyn FnMut(&str, &[usize]) -> Result<()>,
+    /// Also tell what a model only looks at if it is there.
+    copies: bool,
     /// Tables already told: every layer asks for the same ones.
     tables: Vec<String>,
 }
@@ -285,6 +227,13 @@ impl Weights for Listing<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         (self.f)(name, shape)?;
         Ok(Tensor::zeros(&[0]))
+    }
+
+    fn stored_copy(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        if self.copies {
+            (self.f)(name, shape)?;
+        }
+        Ok(None)
     }
 
     fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -297,10 +246,11 @@ impl Weights for Listing<'_> {
 }
 
 /// Calls `f` with name and shape of every tensor of a configuration, in checkpoint order, one layer in memory at a time.
-fn visit_tensors(config: &ModelConfig, f: &mut dyn FnMut(&str, &[usize]) -> Result<()>) -> Result<()> {
+fn visit_tensors(config: &ModelConfig, copies: bool, f: &mut dyn FnMut(&str, &[usize]) -> Result<()>) -> Result<()> {
     let table = [config.vocab_size, config.hidden_size];
     let mut listing = Listing {
         f,
+        copies,
         tables: vec!["model.embed_tokens.weight".to_owned()],
     };
     listing.tensor("model.embed_tokens.weight", &table)?;
@@ -324,11 +274,24 @@ fn visit_tensors(config: &ModelConfig, f: &mut dyn FnMut(&str, &[usize]) -> Resu
 /// If the configuration cannot be built.
 pub fn model_tensors(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
     let mut list = Vec::new();
-    visit_tensors(config, &mut |name, shape| {
+    visit_tensors(config, false, &mut |name, shape| {
         list.push((name.to_owned(), shape.to_vec()));
         Ok(())
     })?;
     Ok(list)
+}
+
+/// Every tensor a checkpoint of the configuration may hold: what it asks for, what it only looks at, and the head where it
+/// is the embedding.
+pub(crate) fn wanted(config: &ModelConfig) -> Result<Wanted> {
+    let mut all = Wanted::new();
+    visit_tensors(config, true, &mut |name, shape| {
+        all.insert(name.to_owned(), shape.to_vec());
+        Ok(())
+    })?;
+    let table = vec![config.vocab_size, config.hidden_size];
+    all.entry(layout::HEAD.to_owned()).or_insert(table);
+    Ok(all)
 }
 
 /// Most parameters anyone can mean; more overflows sizes in bytes.
@@ -340,7 +303,7 @@ const MOST_PARAMETERS: u64 = 1 << 48;
 /// If the configuration cannot be built, or has more than 2^48 parameters.
 pub fn parameter_count(config: &ModelConfig) -> Result<u64> {
     let mut total = 0_u64;
-    visit_tensors(config, &mut |name, shape| {
+    visit_tensors(config, false, &mut |name, shape| {
         let size = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
         match size
             .and_then(|n| total.checked_add(n))

@@ -3,6 +3,7 @@
 
 use super::refusal::{Refusal, STRANGE, Step, UNSAFE};
 use crate::dtype::Dtype;
+use std::collections::HashMap;
 
 /// Dimensions of a tensor.
 const MAX_DIMS: usize = 16;
@@ -13,6 +14,8 @@ pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
+    /// A type, a device, a size: settings beside the weights, which no tensor is made of.
+    Setting,
     Storage(Dtype),
 }
 
@@ -29,10 +32,17 @@ pub(super) fn global(module: &str, name: &str) -> Step<Global> {
 }
 
 fn known(module: &str, name: &str) -> Option<Global> {
+    // Old files name the storages of a GPU; where they lay does not matter.
+    let module = if module == "torch.cuda" { "torch" } else { module };
     Some(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-        ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
+        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Global::RebuildTensor,
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Global::RebuildParameter,
+        (
+            "torch",
+            "Size" | "device" | "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "int16" | "int8"
+            | "uint8" | "bool",
+        ) => Global::Setting,
         ("torch", "FloatStorage") => Global::Storage(Dtype::F32),
         ("torch", "DoubleStorage") => Global::Storage(Dtype::F64),
         ("torch", "HalfStorage") => Global::Storage(Dtype::F16),
@@ -51,13 +61,14 @@ fn known(module: &str, name: &str) -> Option<Global> {
 /// A value on the stack. Compound ones are indices into [`Objects`], so that nesting costs no recursion anywhere.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Value<'a> {
-    /// What no tensor is made of, but stands beside the weights in training checkpoints: floats and lists.
+    /// What no tensor is made of, but stands beside the weights in training checkpoints.
     Opaque,
     None,
-    Bool,
+    Bool(bool),
     Int(i64),
     Str(&'a str),
     Tuple(usize),
+    List(usize),
     Dict(usize),
     Global(Global),
     Storage(usize),
@@ -84,8 +95,10 @@ pub(super) struct TensorRecord {
 #[derive(Default)]
 pub(super) struct Objects<'a> {
     tuples: Vec<Vec<Value<'a>>>,
+    lists: Vec<Vec<Value<'a>>>,
     dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
     storages: Vec<Storage<'a>>,
+    by_key: HashMap<&'a str, usize>,
     tensors: Vec<TensorRecord>,
 }
 
@@ -93,6 +106,20 @@ impl<'a> Objects<'a> {
     pub(super) fn tuple(&mut self, items: Vec<Value<'a>>) -> Value<'a> {
         self.tuples.push(items);
         Value::Tuple(self.tuples.len() - 1)
+    }
+
+    pub(super) fn list(&mut self) -> Value<'a> {
+        self.lists.push(Vec::new());
+        Value::List(self.lists.len() - 1)
+    }
+
+    /// Adds to the list `target`.
+    pub(super) fn append(&mut self, target: Option<&Value<'a>>, items: &[Value<'a>]) -> Step<()> {
+        let Some(Value::List(list)) = target else {
+            return Err("adds to something that is no list".into());
+        };
+        self.lists[*list].extend(items);
+        Ok(())
     }
 
     pub(super) fn dict(&mut self) -> Value<'a> {
@@ -113,22 +140,32 @@ impl<'a> Objects<'a> {
         Ok(())
     }
 
-    /// `('storage', TYPE, key, location, elements)` becomes a storage.
+    /// `('storage', TYPE, key, location, elements)` becomes a storage. Before PyTorch 1.6 there is a sixth part, a view of
+    /// another storage, which has not been written since 0.4.
     pub(super) fn storage(&mut self, id: Value<'a>) -> Step<Value<'a>> {
         let Value::Tuple(id) = id else {
             return Err("refers to a storage by something that is no tuple".into());
         };
-        let [
+        let ([
             Value::Str("storage"),
             Value::Global(Global::Storage(dtype)),
             Value::Str(key),
             Value::Str(_),
             Value::Int(elements),
-        ] = self.tuples[id][..]
+        ]
+        | [
+            Value::Str("storage"),
+            Value::Global(Global::Storage(dtype)),
+            Value::Str(key),
+            Value::Str(_),
+            Value::Int(elements),
+            Value::None,
+        ]) = self.tuples[id][..]
         else {
             return Err("refers to something that is no storage".into());
         };
         let elements = usize::try_from(elements).map_err(|_| "a storage has a negative size")?;
+        self.by_key.insert(key, self.storages.len());
         self.storages.push(Storage { dtype, key, elements });
         Ok(Value::Storage(self.storages.len() - 1))
     }
@@ -140,6 +177,7 @@ impl<'a> Objects<'a> {
         };
         match (function, &self.tuples[id][..]) {
             (Global::OrderedDict, []) => Ok(self.dict()),
+            (Global::Setting, _) => Ok(Value::Opaque),
             (Global::RebuildParameter, [Value::Tensor(tensor), ..]) => Ok(Value::Tensor(*tensor)),
             (
                 Global::RebuildTensor,
@@ -187,33 +225,37 @@ impl<'a> Objects<'a> {
         &self.storages[tensor.storage]
     }
 
-    /// The tensors of the dictionary `root`; a training checkpoint may hold it under `state_dict` or `model`. The `module.`
-    /// that PyTorch's data parallelism puts before every name is taken away.
-    pub(super) fn named(&self, root: Option<&Value<'a>>) -> Step<Vec<(String, &TensorRecord)>> {
-        let Some(&Value::Dict(mut dict)) = root else {
-            return Err("leaves no dictionary".into());
+    /// The tensor number `index`.
+    pub(super) fn tensor(&self, index: usize) -> &TensorRecord {
+        &self.tensors[index]
+    }
+
+    /// Keys and values of the dictionary number `index`, in the order they were set.
+    pub(super) fn items(&self, index: usize) -> &[(Value<'a>, Value<'a>)] {
+        &self.dicts[index]
+    }
+
+    /// A storage of that key.
+    pub(super) fn storage_by_key(&self, key: &str) -> Option<&Storage<'a>> {
+        self.by_key.get(key).map(|&index| &self.storages[index])
+    }
+
+    /// What the dictionary `root` says of `key`, if that is yes or no.
+    pub(super) fn flag(&self, root: Option<&Value<'a>>, key: &str) -> Option<bool> {
+        let Some(Value::Dict(dict)) = root else { return None };
+        self.dicts[*dict].iter().find_map(|(k, v)| match (k, v) {
+            (Value::Str(k), Value::Bool(flag)) if *k == key => Some(*flag),
+            _ => None,
+        })
+    }
+
+    /// The list `root`, if it is one of texts.
+    pub(super) fn texts(&self, root: Option<&Value<'a>>) -> Option<Vec<&'a str>> {
+        let Some(Value::List(list)) = root else { return None };
+        let text = |value: &Value<'a>| match value {
+            Value::Str(text) => Some(*text),
+            _ => None,
         };
-        for key in ["state_dict", "model"] {
-            let inner = self.dicts[dict].iter().find_map(|(k, v)| match (k, v) {
-                (Value::Str(k), Value::Dict(d)) if *k == key => Some(*d),
-                _ => None,
-            });
-            if let Some(inner) = inner {
-                dict = inner;
-                break;
-            }
-        }
-        let wrapped = |key: &Value<'_>| matches!(key, Value::Str(name) if name.starts_with("module."));
-        let wrapped = self.dicts[dict].iter().all(|(key, _)| wrapped(key));
-        let pairs = self.dicts[dict].iter();
-        let named = pairs.map(|(key, value)| match (key, value) {
-            (Value::Str(name), Value::Tensor(t)) => {
-                let name = if wrapped { &name["module.".len()..] } else { name };
-                Ok((name.to_owned(), &self.tensors[*t]))
-            }
-            (Value::Str(name), _) => Err(Refusal::from(format!("{name:?} is no tensor"))),
-            _ => Err("a key is no text".into()),
-        });
-        named.collect()
+        self.lists[*list].iter().map(text).collect()
     }
 }

@@ -6,8 +6,17 @@ use super::{
 };
 use std::collections::HashMap;
 
-/// Runs `code` to its end: the objects it made, and the value it leaves.
-pub(super) fn run(code: &[u8]) -> Step<(Objects<'_>, Option<Value<'_>>)> {
+/// A pickle that was run.
+pub(super) struct Pickled<'a> {
+    pub(super) objects: Objects<'a>,
+    /// The value it leaves.
+    pub(super) left: Option<Value<'a>>,
+    /// Its bytes; more may follow.
+    pub(super) length: usize,
+}
+
+/// Runs the pickle that `code` begins with to its end.
+pub(super) fn run(code: &[u8]) -> Step<Pickled<'_>> {
     let mut machine = Machine {
         code,
         at: 0,
@@ -17,7 +26,11 @@ pub(super) fn run(code: &[u8]) -> Step<(Objects<'_>, Option<Value<'_>>)> {
         objects: Objects::default(),
     };
     machine.run()?;
-    Ok((machine.objects, machine.stack.pop()))
+    Ok(Pickled {
+        left: machine.stack.pop(),
+        length: machine.at,
+        objects: machine.objects,
+    })
 }
 
 struct Machine<'a> {
@@ -101,7 +114,7 @@ impl<'a> Machine<'a> {
                 b'.' => return Ok(()),
                 b'(' => self.marks.push(self.stack.len()),
                 b'N' => self.stack.push(Value::None),
-                0x88 | 0x89 => self.stack.push(Value::Bool),
+                0x88 | 0x89 => self.stack.push(Value::Bool(op == 0x88)),
                 b'K' => {
                     let n = self.count::<1>()?;
                     self.stack.push(Value::Int(n as i64));
@@ -136,18 +149,38 @@ impl<'a> Machine<'a> {
                     let text = self.text(n)?;
                     self.stack.push(Value::Str(text));
                 }
+                // Texts of Python 2.
+                b'U' => {
+                    let n = self.count::<1>()? as usize;
+                    let text = self.text(n)?;
+                    self.stack.push(Value::Str(text));
+                }
+                // Bytes, which are never weights.
+                b'C' => {
+                    let n = self.count::<1>()? as usize;
+                    self.take(n)?;
+                    self.stack.push(Value::Opaque);
+                }
+                b'B' => {
+                    let n = self.count::<4>()? as usize;
+                    self.take(n)?;
+                    self.stack.push(Value::Opaque);
+                }
                 b'G' => {
                     self.count::<8>()?;
                     self.stack.push(Value::Opaque);
                 }
-                b']' => self.stack.push(Value::Opaque),
+                b']' => {
+                    let list = self.objects.list();
+                    self.stack.push(list);
+                }
                 b'a' => {
-                    self.pop()?;
-                    self.on_list()?;
+                    let item = self.pop()?;
+                    self.objects.append(self.stack.last(), &[item])?;
                 }
                 b'e' => {
-                    self.above_mark()?;
-                    self.on_list()?;
+                    let items = self.above_mark()?;
+                    self.objects.append(self.stack.last(), &items)?;
                 }
                 b')' => {
                     let empty = self.objects.tuple(Vec::new());
@@ -236,12 +269,5 @@ impl<'a> Machine<'a> {
         let value = *self.memo.get(&key).ok_or("recalls a value that was not remembered")?;
         self.stack.push(value);
         Ok(())
-    }
-
-    fn on_list(&self) -> Step<()> {
-        match self.stack.last() {
-            Some(Value::Opaque) => Ok(()),
-            _ => Err("adds to something that is no list".into()),
-        }
     }
 }

@@ -13,7 +13,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> std::result::Result<u64, S
 }
 
 /// The uncompressed members of a zip archive: name to range of the file.
-pub(super) fn members(bytes: &[u8]) -> std::result::Result<HashMap<String, Range<usize>>, String> {
+pub(super) fn members(bytes: &[u8]) -> std::result::Result<HashMap<&str, Range<usize>>, String> {
     const END: usize = 22;
     let Some(last) = bytes.len().checked_sub(END) else {
         return Err("is too short to be a zip archive".into());
@@ -66,7 +66,7 @@ pub(super) fn members(bytes: &[u8]) -> std::result::Result<HashMap<String, Range
         let Some(end) = end.filter(|&end| end <= bytes.len()) else {
             return Err(format!("member {name:?} reaches beyond the end of the file"));
         };
-        if members.insert(name.to_owned(), start..end).is_some() {
+        if members.insert(name, start..end).is_some() {
             return Err(format!("member {name:?} is there twice"));
         }
         at += 46 + name_len + extra_len + comment_len;
