@@ -4,7 +4,7 @@
 //! Training, prefill and decode call the same forward; they differ only in what is here. The tape needs no place: it is
 //! carried by the tensors themselves (see `ounce_tensor`).
 
-use crate::{cache::Cache, error::Result, rows::Rows};
+use crate::{balance::Balance, cache::Cache, error::Result, rows::Rows};
 use ounce_tensor::{Collective, Compute, Tensor, ops};
 
 /// Everything a block may need besides its input.
@@ -102,13 +102,13 @@ impl Ctx<'_> {
 }
 
 /// Where a training step draws its randomness: every draw is a function of these and of its place in the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Noise {
     /// Seed of the run.
     pub seed: u64,
-    /// The step, counted from 1.
+    /// The step, counted from 1; 0 outside training.
     pub step: u64,
-    /// The forward within the step.
+    /// The forward (the micro-batch) within the step.
     pub part: u64,
 }
 
@@ -117,6 +117,8 @@ pub struct Noise {
 pub struct Sink {
     /// Losses to add to the objective (balance), one scalar per layer that has one, already weighted.
     pub side_losses: Vec<Tensor>,
+    /// What the balance losses stand on.
+    pub balance: Balance,
     /// Ask for `routing`.
     pub want_routing: bool,
     /// One entry per mixture-of-experts layer, in order.

@@ -9,6 +9,7 @@
 //! hd head dimension, V vocabulary, E experts, K experts per token, I expert width.
 
 pub mod attention;
+pub mod balance;
 mod block;
 pub mod cache;
 pub mod config;

@@ -38,6 +38,7 @@ mod tests;
 
 use super::{Attention, Cost, FullAttention, Method, attend::Form};
 use crate::{
+    balance::Balance,
     config::ModelConfig,
     ctx::Ctx,
     error::Result,
@@ -308,18 +309,15 @@ impl Moh {
     }
 
     /// `balance · h_r Σ_i P_i f_i`, this layer's share of the mean over layers.
-    fn balance_loss(&self, scores: &Tensor, active: &[bool]) -> Result<Tensor> {
-        let (h, hs, hr) = (self.heads, self.config.shared_heads, scores.last_dim());
-        let mut share = vec![0f64; hr];
+    fn balance_loss(&self, scores: &Tensor, active: &[bool], balance: &mut Balance) -> Result<Tensor> {
+        let (h, hs) = (self.heads, self.config.shared_heads);
+        let mut counts = vec![0f64; scores.last_dim()];
         for active in active.chunks_exact(h) {
-            for (share, &on) in share.iter_mut().zip(&active[hs..]) {
-                *share += f64::from(u8::from(on)) / scores.rows() as f64;
+            for (count, &on) in counts.iter_mut().zip(&active[hs..]) {
+                *count += f64::from(u8::from(on));
             }
         }
-        let factor = self.config.balance * hr as f64 / self.layers as f64;
-        let share: Vec<f64> = share.iter().map(|f| f * factor).collect();
-        let mean = ops::column_mean(scores)?;
-        Ok(ops::sum(&ops::mul(&mean, &constant(&share, &[hr], scores.dtype())?)?)?)
+        balance.loss(scores, counts, self.config.balance / self.layers as f64)
     }
 }
 
@@ -334,7 +332,7 @@ impl Attention for Moh {
         if let (Some(scores), true) = (&gates.scores, self.config.balance > 0.0)
             && scores.needs_grad()
         {
-            let loss = self.balance_loss(scores, &gates.active)?;
+            let loss = self.balance_loss(scores, &gates.active, &mut ctx.sink.balance)?;
             ctx.sink.side_losses.push(loss);
         }
         ctx.note_head_gates(self.layer, &gates.all);

@@ -254,7 +254,7 @@ impl FeedForward for AoeFfn {
             Score::All => ops::take_last(&ops::softmax(&norms_ne)?, &chosen, k)?,
         };
         if trains && self.balance > 0.0 {
-            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, self.balance)?;
+            let loss = balance_loss(&ops::softmax(&norms_ne)?, &chosen, self.balance, &mut ctx.sink.balance)?;
             ctx.sink.side_losses.push(loss);
         }
         ctx.note_ffn_input(self.layer, x_nd);

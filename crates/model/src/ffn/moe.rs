@@ -18,6 +18,7 @@
 
 use super::{Bill, DenseFfn, FeedForward};
 use crate::{
+    balance::Balance,
     config::{ModelConfig, MoeConfig, MoeNames},
     ctx::Ctx,
     error::Result,
@@ -166,19 +167,18 @@ impl MoeFfn {
     }
 }
 
-/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`; see the module.
-pub(super) fn balance_loss(probabilities_ne: &Tensor, chosen: &[usize], coefficient: f64) -> Result<Tensor> {
-    let (n, e) = (probabilities_ne.rows(), probabilities_ne.last_dim());
-    let mut counts = vec![0f64; e];
+/// `coefficient · E · Σ_e f_e · P_e` for router probabilities `[N, E]` and the chosen ids `[N·K]`; see [`crate::balance`].
+pub(super) fn balance_loss(
+    probabilities_ne: &Tensor,
+    chosen: &[usize],
+    coefficient: f64,
+    balance: &mut Balance,
+) -> Result<Tensor> {
+    let mut counts = vec![0f64; probabilities_ne.last_dim()];
     for &i in chosen {
         counts[i] += 1.0;
     }
-    let factor: Vec<f64> = counts.iter().map(|c| c / n as f64 * e as f64 * coefficient).collect();
-    let factor = match probabilities_ne.dtype() {
-        ounce_tensor::DType::F64 => Tensor::new(factor, &[e])?,
-        _ => Tensor::new(factor.iter().map(|&f| f as f32).collect(), &[e])?,
-    };
-    Ok(ops::sum(&ops::mul(&ops::column_mean(probabilities_ne)?, &factor)?)?)
+    balance.loss(probabilities_ne, counts, coefficient)
 }
 
 impl FeedForward for MoeFfn {
@@ -187,7 +187,7 @@ impl FeedForward for MoeFfn {
         let logits = self.router_logits(x_nd, ctx.compute)?;
         let (probabilities, chosen, weights_nk) = self.route(&logits)?;
         if self.balance > 0.0 && probabilities.needs_grad() {
-            let loss = balance_loss(&probabilities, &chosen, self.balance)?;
+            let loss = balance_loss(&probabilities, &chosen, self.balance, &mut ctx.sink.balance)?;
             ctx.sink.side_losses.push(loss);
         }
         ctx.note_ffn_input(self.layer, x_nd);

@@ -205,7 +205,9 @@ fn the_balance_loss_is_the_formulas() {
     for t in 0..T {
         active[t * 6 + 4..t * 6 + 6].fill(false);
     }
-    let loss = layer.balance_loss(&scores, &active).unwrap().item().unwrap();
+    let mut balance = crate::balance::Balance::default();
+    let loss = layer.balance_loss(&scores, &active, &mut balance);
+    let loss = loss.unwrap().item().unwrap();
     // balance h_r sum_i P_i f_i = 0.5 * 4 * (0.25 * 1 + 0.25 * 1).
     assert!((loss - 1.0).abs() < 1e-12, "{loss}");
 }

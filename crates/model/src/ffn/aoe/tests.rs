@@ -111,7 +111,7 @@ fn reference(layer: &AoeFfn, x: &Tensor) -> (Tensor, Tensor) {
             y_t.unwrap()
         })
         .collect();
-    let balance = balance_loss(&s, &chosen, layer.balance).unwrap();
+    let balance = balance_loss(&s, &chosen, layer.balance, &mut crate::balance::Balance::default()).unwrap();
     (ops::concat_rows(&rows.iter().collect::<Vec<_>>()).unwrap(), balance)
 }
 
