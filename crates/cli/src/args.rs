@@ -244,9 +244,22 @@ fn conversions() -> String {
 pub(crate) struct Eval {
     /// Checkpoint folder
     pub(crate) model: PathBuf,
-    /// Texts for perplexity and bits per byte
+    /// Texts for perplexity and bits per byte: a text file is one document, a JSONL file has one a line, a folder stands
+    /// for the files below it. Documents are scored apart
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(crate) text: Vec<PathBuf>,
+    /// Field of JSONL lines that holds the text
+    #[arg(long, default_value = ounce_data::readers::FIELD, value_name = "NAME", requires = "text")]
+    pub(crate) field: String,
+    /// Tokens of a window, at most the model's positions; else those, and at most 2048
+    #[arg(long, value_name = "TOKENS", requires = "text")]
+    pub(crate) window: Option<usize>,
+    /// Tokens from the start of a window to the start of the next; else half a window
+    #[arg(long, value_name = "TOKENS", requires = "text")]
+    pub(crate) stride: Option<usize>,
+    /// Score only the first so many bytes of each text
+    #[arg(long, value_name = "BYTES", requires = "text")]
+    pub(crate) limit: Option<usize>,
     /// How much predictions on the texts depend on the length of the context, for contexts of half to all of so many
     /// tokens (the model's training length; all its positions if left out), beside a probe of long-range use
     #[arg(long, value_name = "TOKENS", requires = "text", num_args = 0..=1, default_missing_value = "0")]

@@ -4,10 +4,11 @@ use crate::{
     error::CompressError,
     recipe::{Calibration, CalibrationSource},
 };
+use ounce_data::Sources;
 use ounce_formats::{SafetensorsFile, TensorView, fsx};
 use ounce_kernels::Philox;
 use ounce_model::{ModelError, Tokenizer};
-use std::{io::Read, path::Path};
+use std::path::Path;
 
 /// Sequences of token ids, all of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +26,8 @@ pub const CALIBRATION_TEXT_BYTES: usize = 16 << 20;
 const PIECE_BYTES: usize = 1 << 20;
 
 impl CalibrationIds {
-    /// Reads what the recipe asks for; text (its first 16 MiB) is tokenised with the tokenizer in `model`, cut into
-    /// blocks of `length`, and `sequences` of them are chosen by the seed, kept in the order of the text.
+    /// Reads what the recipe asks for; text (its first 16 MiB, document after document) is tokenised with the tokenizer
+    /// in `model`, cut into blocks of `length`, and `sequences` of them are chosen by the seed, kept in the order of the text.
     ///
     /// # Errors
     /// If the file cannot be read, holds no token, or an id is none.
@@ -67,17 +68,24 @@ impl CalibrationIds {
                     rows: chosen.into_iter().map(read).collect::<Result<_, _>>()?,
                 })
             }
-            CalibrationSource::Text(path) => {
+            CalibrationSource::Text { path, field } => {
                 let tokenizer = Tokenizer::from_folder(model).map_err(ModelError::from)?;
-                let text = beginning(path)?;
                 let mut ids = Vec::new();
-                let mut rest = text.as_str();
-                while !rest.is_empty() {
-                    let (piece, after) = rest.split_at(cut(rest, PIECE_BYTES));
-                    // Marks of the beginning belong to the text, not to its pieces.
-                    let first = rest.len() == text.len();
-                    ids.extend(tokenizer.encode(piece, first).map_err(ModelError::from)?);
-                    rest = after;
+                // A few bytes more than are used tell whether the text goes on.
+                let sources = Sources::open(&[path], field)?.up_to(CALIBRATION_TEXT_BYTES + 4);
+                let mut left = CALIBRATION_TEXT_BYTES;
+                for document in sources.documents() {
+                    let text = document?.text;
+                    let text = &text[..cut(&text, left)];
+                    left -= text.len();
+                    let mut rest = text;
+                    while !rest.is_empty() {
+                        let (piece, after) = rest.split_at(cut(rest, PIECE_BYTES));
+                        // Marks of the beginning belong to the text, not to its pieces.
+                        let first = rest.len() == text.len();
+                        ids.extend(tokenizer.encode(piece, first).map_err(ModelError::from)?);
+                        rest = after;
+                    }
                 }
                 // A text shorter than one sequence is one short sequence.
                 let length = calibration.length.unwrap_or(2048).min(ids.len());
@@ -104,7 +112,7 @@ impl CalibrationIds {
 
     /// Refuses ids that the model has no embedding for.
     pub(crate) fn check(&self, calibration: &Calibration, vocabulary: usize) -> Result<(), CompressError> {
-        let (CalibrationSource::Text(path) | CalibrationSource::Ids(path)) = &calibration.source;
+        let path = calibration.source.path();
         match self.rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
             Some(id) => Err(refuse(
                 path,
@@ -128,35 +136,6 @@ impl CalibrationIds {
 
 fn refuse(path: &Path, rule: impl Into<String>, hint: &str) -> CompressError {
     CompressError::input(path.display().to_string(), rule, hint)
-}
-
-/// The first [`CALIBRATION_TEXT_BYTES`] of a text, cut as [`cut`] does.
-fn beginning(path: &Path) -> Result<String, CompressError> {
-    let mut bytes = Vec::new();
-    let read = fsx::open(path)?
-        .take(CALIBRATION_TEXT_BYTES as u64 + 4)
-        .read_to_end(&mut bytes);
-    let utf8 = |bytes: Vec<u8>| {
-        let long = bytes.len() > CALIBRATION_TEXT_BYTES;
-        match String::from_utf8(bytes) {
-            Ok(text) => Some(text),
-            // Where we stopped reading, a character may have been cut in two.
-            Err(e) if long && e.utf8_error().error_len().is_none() => {
-                let whole = e.utf8_error().valid_up_to();
-                let mut bytes = e.into_bytes();
-                bytes.truncate(whole);
-                String::from_utf8(bytes).ok()
-            }
-            Err(_) => None,
-        }
-    };
-    let text = read.map_err(|e| refuse(path, format!("cannot be read: {e}"), "check the disk"))?;
-    debug_assert_eq!(text, bytes.len());
-    let Some(mut text) = utf8(bytes) else {
-        return Err(refuse(path, "is not UTF-8 text", "convert it, or give ids"));
-    };
-    text.truncate(cut(&text, CALIBRATION_TEXT_BYTES));
-    Ok(text)
 }
 
 /// Where to end a piece of at most `most` bytes: after its last line, or at least between two characters.
@@ -199,15 +178,5 @@ mod tests {
         assert_eq!(cut("ab\ncd", 9), 5);
         assert_eq!(cut("ab\ncd", 4), 3);
         assert_eq!(cut("aäöü", 4), 3);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("long.txt");
-        let line = "ä".repeat(49) + "\n";
-        std::fs::write(&path, line.repeat(CALIBRATION_TEXT_BYTES / 99 + 9)).unwrap();
-        let text = beginning(&path).unwrap();
-        assert!(
-            text.len() <= CALIBRATION_TEXT_BYTES && text.len() > CALIBRATION_TEXT_BYTES - 99 && text.ends_with('\n')
-        );
-        std::fs::write(&path, [0xff, 0xfe]).unwrap();
-        assert!(beginning(&path).unwrap_err().to_string().contains("UTF-8"));
     }
 }

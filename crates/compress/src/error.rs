@@ -4,6 +4,7 @@ use crate::{
     align::AlignError, budget::BudgetError, cluster::CutError, geometry::GeometryError, merge_rule::MergeError,
     prune::PruneError, recipe::RecipeError,
 };
+use ounce_data::DataError;
 use ounce_formats::FormatError;
 use ounce_model::ModelError;
 use ounce_tensor::TensorError;
@@ -44,6 +45,9 @@ pub enum CompressError {
     /// From the files.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// From the calibration text.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// From the model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -91,6 +95,7 @@ impl CompressError {
             Self::Stopped(_) => Some("run the same command with --resume".into()),
             Self::Format(e) => e.hint().map(str::to_owned),
             Self::Model(e) => e.hint(),
+            Self::Data(e) => e.hint().map(str::to_owned),
             _ => None,
         }
     }

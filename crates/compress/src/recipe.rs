@@ -13,6 +13,7 @@
 //! calibration = { text = "c4.txt", sequences = 32, length = 2048, seed = 42 }   # or ids = "calib.safetensors"
 //! ```
 //!
+//! The calibration text may be JSONL, one document a line; `field = "text"` names the key that holds it.
 //! `method = "prune"` takes `score` instead of `similarity`, `linkage` and `merge`; `"o-prune"` takes none of them.
 //!
 //! Choices: `aligned` weighs by frequency after matching neurons one to one, `aligned-average` weighs alike. The
@@ -27,7 +28,7 @@ use crate::{
     prune::Score,
 };
 use raw::{LINKAGES, MERGES, METHODS, MethodName, RawBudget, RawCalibration, RawRecipe, SCORES, SIMILARITIES, name_of};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What describes an expert when experts are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,10 +66,24 @@ pub enum Method {
 /// Where calibration tokens come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CalibrationSource {
-    /// A text file, tokenised and cut into sequences.
-    Text(PathBuf),
+    /// Documents, tokenised and cut into sequences.
+    Text {
+        /// A text file, a JSONL file, or a folder of them.
+        path: PathBuf,
+        /// Field of JSONL lines that holds the text.
+        field: String,
+    },
     /// A safetensors file with `input_ids [N, T]`, i64.
     Ids(PathBuf),
+}
+
+impl CalibrationSource {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Text { path, .. } | Self::Ids(path) => path,
+        }
+    }
 }
 
 /// The calibration set.
@@ -100,7 +115,7 @@ pub struct MergeRecipe {
 pub enum RecipeError {
     /// Not TOML, an unknown key, or a value of the wrong type.
     #[error(
-        "{0}\n(hint: a merge recipe has the keys method, similarity, linkage, merge, score, budget = {{experts | percent | per_layer, allocate}}, calibration = {{text | ids, sequences, length, seed}})"
+        "{0}\n(hint: a merge recipe has the keys method, similarity, linkage, merge, score, budget = {{experts | percent | per_layer, allocate}}, calibration = {{text | ids, field, sequences, length, seed}})"
     )]
     Toml(String),
     /// A key with a value that breaks a rule.

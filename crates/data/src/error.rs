@@ -17,11 +17,13 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A text that is not UTF-8.
-    #[error("{}: not UTF-8 at byte {offset}", path.display())]
+    #[error("{}:{line}: not UTF-8 at byte {offset}", path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// Offset of the first bad byte.
+        /// Line of the first bad byte, from 1.
+        line: usize,
+        /// Offset of the first bad byte in the file.
         offset: usize,
     },
     /// A line of a JSONL file that breaks a rule.
@@ -84,7 +86,9 @@ impl DataError {
                 _ => None,
             },
             Self::NotUtf8 { .. } => Some("convert the file (iconv -t UTF-8) or leave it out"),
-            Self::Line { .. } => Some("each line is one JSON object; the recipe key data.field names the text in it"),
+            Self::Line { .. } => Some(
+                "each line is one JSON object; `field` (data.field of a recipe, --field of eval) names the text in it",
+            ),
             Self::Empty { .. } => Some("documents come from .txt, .text, .md, .jsonl and .ndjson files"),
             Self::Encode { .. } => None,
             Self::Cache { .. } => Some("delete it and it will be built again"),

@@ -9,7 +9,7 @@
 
 use crate::{
     error::{DataError, Result, io},
-    rng::Philox,
+    rng::RandomStream,
 };
 use std::{
     ops::RangeInclusive,
@@ -85,7 +85,7 @@ pub fn generate(seed: u64, bytes: usize, lengths: &RangeInclusive<usize>, held_o
             hint: "give the shortest and the longest, such as 1..=20",
         });
     }
-    let rng = Philox::new(seed, STREAM + u64::from(held_out));
+    let rng = RandomStream::new(seed, STREAM + u64::from(held_out));
     let spread = (lengths.end() - lengths.start() + 1) as u64;
     let mut out = String::with_capacity(bytes + 256);
     let mut item = 0;

@@ -17,7 +17,7 @@ pub mod toy;
 
 pub use error::{DataError, Result};
 pub use packing::TokenStream;
-pub use readers::{Document, read_documents};
+pub use readers::{Document, Sources, read_documents};
 pub use resolve::DataDir;
-pub use rng::Philox;
+pub use rng::RandomStream;
 pub use sampler::{Batch, Sampler};

@@ -8,6 +8,7 @@
 //! File layout, little endian: magic `OUNCETOK`, version u32, key `[32]`, count u64, ids u32 x count, SHA-256 `[32]` of
 //! all bytes before it.
 
+use std::borrow::Borrow;
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -57,8 +58,23 @@ impl TokenStream {
         eos: Option<u32>,
         encode: impl Fn(&str) -> std::result::Result<Vec<u32>, E>,
     ) -> Result<Self> {
-        let mut ids = Vec::new();
+        Self::pack_all(documents.iter().map(Ok), eos, encode)
+    }
+
+    /// As [`TokenStream::pack`], of documents that need not be in memory together.
+    ///
+    /// # Errors
+    /// As `pack`, and those of the documents.
+    pub fn pack_all<D: Borrow<Document>, E: Display>(
+        documents: impl IntoIterator<Item = Result<D>>,
+        eos: Option<u32>,
+        encode: impl Fn(&str) -> std::result::Result<Vec<u32>, E>,
+    ) -> Result<Self> {
+        let (mut ids, mut read) = (Vec::new(), 0);
         for document in documents {
+            let document = document?;
+            let document = document.borrow();
+            read += 1;
             let fresh = encode(&document.text).map_err(|error| DataError::Encode {
                 document: document.place(),
                 reason: error.to_string(),
@@ -70,7 +86,7 @@ impl TokenStream {
         }
         if ids.is_empty() {
             return Err(DataError::Empty {
-                what: format!("{} documents after encoding", documents.len()),
+                what: format!("{read} documents after encoding"),
             });
         }
         Ok(ids.into())

@@ -16,7 +16,7 @@
 
 use crate::{
     error::{DataError, Result, io, write_whole},
-    rng::Philox,
+    rng::RandomStream,
     toy::Toy,
 };
 use serde::Serialize;
@@ -140,7 +140,7 @@ impl Passkey {
     }
 
     /// Item number `item`.
-    fn make(&self, rng: Philox, item: u64, pool: &[u8], copies: usize) -> Item {
+    fn make(&self, rng: RandomStream, item: u64, pool: &[u8], copies: usize) -> Item {
         let mut roll = 0;
         let mut below = |n: usize| {
             roll += 1;
@@ -177,7 +177,7 @@ impl Passkey {
     pub fn generate(&self, seed: u64, items: usize, held_out: bool) -> Result<impl Iterator<Item = Item> + use<>> {
         self.check()?;
         let pool = self.haystack.pool(seed, self.length, held_out);
-        let rng = Philox::new(seed, STREAM + u64::from(held_out));
+        let rng = RandomStream::new(seed, STREAM + u64::from(held_out));
         let (sizes, copies) = (*self, if held_out { 1 } else { self.copies });
         Ok((0..items).map(move |item| sizes.make(rng, item as u64, pool.as_bytes(), copies)))
     }

@@ -8,7 +8,7 @@
 //! of one seed; and the order of training windows follows from these keys, so that changing them would change what every
 //! recipe trains.
 
-use ounce_kernels::Philox as Cipher;
+use ounce_kernels::Philox;
 
 fn words(n: u64) -> [u32; 2] {
     [n as u32, (n >> 32) as u32]
@@ -16,16 +16,16 @@ fn words(n: u64) -> [u32; 2] {
 
 /// One stream of one seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Philox {
+pub struct RandomStream {
     key: [u32; 2],
 }
 
-impl Philox {
+impl RandomStream {
     /// The stream `stream` of `seed`.
     pub fn new(seed: u64, stream: u64) -> Self {
         // Four numbers do not fit one 128-bit counter, so the stream goes through a block of its own into the key.
         let [s0, s1] = words(stream);
-        let block = Cipher::block([s0, s1, 0, 0], words(seed));
+        let block = Philox::block([s0, s1, 0, 0], words(seed));
         Self {
             key: [block[0], block[1]],
         }
@@ -34,7 +34,7 @@ impl Philox {
     /// The draw at (`step`, `index`) of this stream.
     pub fn draw(self, step: u64, index: u64) -> Draw {
         let ([i0, i1], [s0, s1]) = (words(index), words(step));
-        Draw(Cipher::block([i0, i1, s0, s1], self.key))
+        Draw(Philox::block([i0, i1, s0, s1], self.key))
     }
 
     /// The draw at (`seed`, `stream`, `step`, `index`).
@@ -80,34 +80,34 @@ mod tests {
     fn draws_are_pinned() {
         // The order of training of shipped models follows from these; they may not change with the cipher's home.
         assert_eq!(
-            Philox::at(1, 2, 3, 4),
+            RandomStream::at(1, 2, 3, 4),
             Draw([0x0ef5_e75e, 0xdfd0_9736, 0x8545_afa7, 0xb93f_626a])
         );
     }
 
     #[test]
     fn every_coordinate_changes_the_draw() {
-        let base = Philox::at(1, 2, 3, 4);
+        let base = RandomStream::at(1, 2, 3, 4);
         let others = [
-            Philox::at(0, 2, 3, 4),
-            Philox::at(1, 0, 3, 4),
-            Philox::at(1, 2, 0, 4),
-            Philox::at(1, 2, 3, 0),
-            Philox::at(1 << 40, 2, 3, 4),
-            Philox::at(1, 2 << 40, 3, 4),
-            Philox::at(1, 2, 3 << 40, 4),
-            Philox::at(1, 2, 3, 4 << 40),
-            Philox::at(2, 1, 3, 4),
-            Philox::at(1, 2, 4, 3),
+            RandomStream::at(0, 2, 3, 4),
+            RandomStream::at(1, 0, 3, 4),
+            RandomStream::at(1, 2, 0, 4),
+            RandomStream::at(1, 2, 3, 0),
+            RandomStream::at(1 << 40, 2, 3, 4),
+            RandomStream::at(1, 2 << 40, 3, 4),
+            RandomStream::at(1, 2, 3 << 40, 4),
+            RandomStream::at(1, 2, 3, 4 << 40),
+            RandomStream::at(2, 1, 3, 4),
+            RandomStream::at(1, 2, 4, 3),
         ];
         assert!(others.iter().all(|&other| other != base));
-        assert_eq!(Philox::at(1, 2, 3, 4), base);
+        assert_eq!(RandomStream::at(1, 2, 3, 4), base);
     }
 
     #[test]
     fn moments_are_right() {
         let n = 200_000u64;
-        let stream = Philox::new(5, 6);
+        let stream = RandomStream::new(5, 6);
         let (mut uniform, mut normal, mut square, mut tens) = (0.0, 0.0, 0.0, [0u32; 10]);
         for index in 0..n {
             let draw = stream.draw(0, index);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::error::{DataError, Result};
 use crate::packing::TokenStream;
-use crate::rng::Philox;
+use crate::rng::RandomStream;
 
 /// Streams of randomness used here; other users of the same seed take other numbers.
 const PHASE: u64 = 0x7068_6173;
@@ -122,7 +122,7 @@ impl Sampler {
         }
         // A stream barely longer than its windows has less room than a whole phase.
         let slack = (self.stream.len() - 1 - self.windows as usize * self.length).min(self.length - 1);
-        let phase = Philox::at(self.seed, PHASE, epoch, 0).below(slack as u64 + 1) as usize;
+        let phase = RandomStream::at(self.seed, PHASE, epoch, 0).below(slack as u64 + 1) as usize;
         (epoch, phase + window as usize * self.length)
     }
 
@@ -156,7 +156,7 @@ pub fn permute(index: u64, n: u64, seed: u64, epoch: u64) -> u64 {
     assert!(index < n, "invariant: index {index} below {n}");
     let half = (u64::BITS - (n - 1).leading_zeros()).div_ceil(2).max(1);
     let mask = (1u64 << half) - 1;
-    let keyed = Philox::new(seed, ORDER);
+    let keyed = RandomStream::new(seed, ORDER);
     let mut at = index;
     loop {
         let (mut left, mut right) = (at >> half, at & mask);

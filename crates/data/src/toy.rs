@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, Result, io, write_whole};
-use crate::rng::Philox;
+use crate::rng::RandomStream;
 
 /// The kinds of toy corpora.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Toy {
     /// independent of the training part's (in the small spaces of numbers and names some recur).
     pub fn generate(self, seed: u64, bytes: usize, held_out: bool) -> String {
         let mut out = String::with_capacity(bytes + 1024);
-        let rng = Philox::new(seed, 0x746f_7900 + 2 * self as u64 + u64::from(held_out));
+        let rng = RandomStream::new(seed, 0x746f_7900 + 2 * self as u64 + u64::from(held_out));
         let mut item = 0;
         while out.len() < bytes {
             let mut dice = Dice { rng, item, roll: 0 };
@@ -88,7 +88,7 @@ pub fn write_toys(dir: &Path, seed: u64, bytes: usize) -> Result<Vec<PathBuf>> {
 
 /// Draws for one item.
 struct Dice {
-    rng: Philox,
+    rng: RandomStream,
     item: u64,
     roll: u64,
 }

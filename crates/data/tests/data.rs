@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ounce_data::packing::{cache_key, cache_path};
 use ounce_data::readers::{parse_jsonl, parse_text};
 use ounce_data::sampler::permute;
-use ounce_data::{DataDir, DataError, Document, Sampler, TokenStream, read_documents};
+use ounce_data::{DataDir, DataError, Document, Sampler, Sources, TokenStream, read_documents};
 use proptest::prelude::*;
 
 fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
@@ -67,8 +67,16 @@ fn bad_input_is_named_by_file_line_and_offset() {
             "{error}"
         );
     };
-    says("a.txt", b"good\xff", &["byte 4"]);
-    says("b.jsonl", b"{\"text\": \"\xe2\x82\"}", &["byte 10"]);
+    says("a.txt", b"good\xff", &["a.txt:1", "byte 4"]);
+    says("a2.txt", b"one\ntwo\xff", &["a2.txt:2", "byte 7"]);
+    says("b.jsonl", b"{\"text\": \"\xe2\x82\"}", &["b.jsonl:1", "byte 10"]);
+    says(
+        "b2.jsonl",
+        b"\xef\xbb\xbf{\"text\": \"x\"}\n{\"text\": \"\xff\"}",
+        &["b2.jsonl:2", "byte 27"],
+    );
+    // JSON is never read as prose, whatever its ending.
+    says("whole.json", b"[{\"text\": \"x\"}]", &["whole.json:1", "a list"]);
     says(
         "c.jsonl",
         b"{\"text\": \"x\"}\n\n{\"text\": \n",
@@ -94,6 +102,34 @@ fn bad_input_is_named_by_file_line_and_offset() {
         "b"
     );
     assert_eq!(parse_text(Path::new("x"), b"").unwrap(), None);
+}
+
+/// Texts of the documents, up to a number of bytes.
+fn up_to(dir: &Path, bytes: usize) -> Vec<String> {
+    let sources = Sources::open(&[dir], "text").unwrap().up_to(bytes);
+    let documents = sources.documents().map(|document| document.unwrap().text);
+    documents.collect()
+}
+
+#[test]
+fn a_limit_cuts_between_characters_and_reads_no_further() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a.txt", "\u{feff}äöü");
+    write(
+        dir.path(),
+        "b.jsonl",
+        "{\"text\": \"first\"}\n{\"text\": \"second\"}\nbroken",
+    );
+    assert_eq!(up_to(dir.path(), 0), Vec::<String>::new());
+    assert_eq!(up_to(dir.path(), 1), Vec::<String>::new());
+    assert_eq!(up_to(dir.path(), 3), ["ä"]);
+    assert_eq!(up_to(dir.path(), 6), ["äöü"]);
+    assert_eq!(up_to(dir.path(), 8), ["äöü", "fi"]);
+    assert_eq!(up_to(dir.path(), 17), ["äöü", "first", "second"]);
+    let all = Sources::open(&[dir.path()], "text").unwrap();
+    let last = all.documents().last().unwrap();
+    assert!(last.unwrap_err().to_string().contains("b.jsonl:3"));
+    assert_eq!(all.documents().count(), 4, "nothing after an error");
 }
 
 #[test]

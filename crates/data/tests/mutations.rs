@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ounce_data::readers::parse_jsonl;
-use ounce_data::{Philox, TokenStream};
+use ounce_data::{RandomStream, TokenStream};
 
 /// Up to four random edits of `good`.
 fn mutated(good: &[u8], round: u64) -> Vec<u8> {
@@ -11,7 +11,7 @@ fn mutated(good: &[u8], round: u64) -> Vec<u8> {
     let mut roll = 0;
     let mut below = |n: usize| {
         roll += 1;
-        Philox::at(11, 0, round, roll).below(n as u64) as usize
+        RandomStream::at(11, 0, round, roll).below(n as u64) as usize
     };
     for _ in 0..=below(4) {
         let at = below(bytes.len());

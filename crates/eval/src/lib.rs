@@ -7,6 +7,7 @@
 //!
 //! Nothing here is random: a result depends on the model, the text and the instruction set only.
 
+mod blocks;
 pub mod choice;
 mod compare;
 mod error;
@@ -19,6 +20,7 @@ mod statistics;
 pub mod suites;
 #[cfg(test)]
 mod testing;
+mod windows;
 
 pub use choice::{ChoiceItem, ChoiceReport, Encoder, ItemScore, choice_report, score_choices};
 pub use compare::{Difference, max_abs_difference};
@@ -26,7 +28,8 @@ pub use error::{EncodeError, EvalError, Result};
 pub use interval::Interval;
 pub use misalignment::{Divergences, Misalignment, MisalignmentOptions, misalignment};
 pub use passkey::{PasskeyReport, find_passkeys};
-pub use perplexity::{MAX_WINDOW, Perplexity, Window, perplexity_of_ids, perplexity_of_text, windows};
+pub use perplexity::{Encoded, Perplexity, perplexity_of_documents, perplexity_of_ids, perplexity_of_text};
 pub use score::{Passage, Progress, ScoreOptions, log_probabilities, silent};
 pub use statistics::Accuracy;
 pub use suites::Suite;
+pub use windows::{MAX_WINDOW, Window, Windowing};

@@ -18,7 +18,7 @@ use crate::{
     interval::Interval,
     score::{Passage, Progress, ScoreOptions, log_probabilities, silent},
 };
-use ounce_data::Philox;
+use ounce_data::RandomStream;
 use ounce_model::{Batch, Model};
 use ounce_tensor::{Compute, no_grad, ops};
 use serde::Serialize;
@@ -154,7 +154,7 @@ pub fn misalignment(
     }
     let (mut sum, mut ce, mut agree, mut lengths) = (Divergences::default(), [0.0; 2], 0, [0; 2]);
     for sample in 0..n as u64 {
-        let draw = |index, below: usize| Philox::at(seed, PLACES, sample, index).below(below as u64) as usize;
+        let draw = |index, below: usize| RandomStream::at(seed, PLACES, sample, index).below(below as u64) as usize;
         // x ends before the token at `end`, which is what both contexts predict.
         let end = l + draw(0, ids.len() - l);
         let spread = l - l / 2 + 1;
@@ -196,7 +196,8 @@ fn long_range(model: &Model, ids: &[u32], options: MisalignmentOptions) -> Resul
     let places = ids.len() - repeated;
     let mut passages = Vec::new();
     for sample in 0..n as u64 {
-        let at = |index, below: usize| Philox::at(options.seed, PROBES, sample, index).below(below as u64) as usize;
+        let at =
+            |index, below: usize| RandomStream::at(options.seed, PROBES, sample, index).below(below as u64) as usize;
         let piece = |start: usize, len: usize| &ids[start..start + len];
         let again = at(0, places + 1);
         let other = at(1, places + 1);

@@ -1,104 +1,186 @@
-//! Perplexity and bits per byte of a text.
+//! Perplexity and bits per byte of documents.
 //!
-//! Owns the cutting of a text into overlapping windows and the bookkeeping that scores every token but the first exactly
-//! once. A window has W = min(positions of the model, 2048) tokens and starts W/2 after the one before it; it scores what
-//! no earlier window has scored, so that every token sees at least W/2 tokens before it, or all there are. Perplexity is
-//! per token and compares models of one tokenizer; bits per byte compares any models.
+//! Owns the bookkeeping that scores every token of a document but its first exactly once, in overlapping windows (see
+//! [`Windowing`]), and the standard error of the result. Documents do not see each other. Perplexity is per token and
+//! compares models of one tokenizer; bits per byte compares any models.
 
 use crate::{
+    blocks::Blocks,
     error::{EncodeError, EvalError, Result},
     score::{Passage, Progress, ScoreOptions, log_probabilities},
+    windows::Windowing,
 };
 use ounce_model::Model;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Longest window, whatever the model: the cost of attention grows with it, and results stay comparable between models.
-pub const MAX_WINDOW: usize = 2048;
+/// Tokens of documents that are scored together: enough to fill batches, few enough to hold their scores.
+const GROUP_TOKENS: usize = 1 << 18;
 
-/// Tokens `begin..end` of a text, of which `from..end` are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Window {
-    /// First token.
-    pub begin: usize,
-    /// First scored token.
-    pub from: usize,
-    /// One past the last token.
-    pub end: usize,
+/// Ids of one document and the bytes of the text they stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Bytes of the text.
+    pub bytes: usize,
 }
 
-/// The windows of a text of `tokens` tokens, each of at most `window` tokens. None if there is nothing to predict.
-///
-/// # Panics
-/// If `window` is below 2: a window must hold a token and one before it.
-pub fn windows(tokens: usize, window: usize) -> Vec<Window> {
-    assert!(window >= 2, "a window holds at least two tokens, not {window}");
-    let (mut all, mut begin, mut from) = (Vec::new(), 0, 1);
-    while from < tokens {
-        let end = tokens.min(begin + window);
-        all.push(Window { begin, from, end });
-        (begin, from) = (begin + window / 2, end);
-    }
-    all
-}
-
-/// What a text costs under a model.
+/// What documents cost under a model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Perplexity {
     /// exp of the mean negative log-likelihood of a scored token.
     pub perplexity: f64,
     /// Negative log-likelihood of all scored tokens in bits, per byte of the text.
     pub bits_per_byte: f64,
+    /// Standard error of `perplexity`, from the spread between the windows' shares; `None` for a single window. It says
+    /// how much another text of the same kind and size might differ, not how well two models can be told apart: on one
+    /// text their errors go together.
+    pub standard_error: Option<f64>,
     /// Tokens of the text.
     pub tokens: usize,
-    /// Tokens scored: all but the first of each text.
+    /// Tokens scored: all but the first of each document.
     pub scored: usize,
     /// Bytes of the text.
     pub bytes: usize,
+    /// Documents.
+    pub documents: usize,
     /// Negative log-likelihood of all scored tokens, in nats.
     pub nll: f64,
     /// Tokens of a window.
     pub window: usize,
+    /// Tokens from the start of a window to the start of the next.
+    pub stride: usize,
     /// Wall-clock time of scoring (tokenisation not included).
     pub seconds: f64,
+    #[serde(skip)]
+    blocks: Blocks,
 }
 
 impl Perplexity {
-    fn new(nll: f64, tokens: usize, scored: usize, bytes: usize, window: usize, seconds: f64) -> Self {
-        let perplexity = (nll / scored as f64).exp();
-        let bits_per_byte = nll / std::f64::consts::LN_2 / bytes as f64;
+    fn new(blocks: Blocks, size: [usize; 3], windowing: Windowing, seconds: f64) -> Self {
+        let [documents, tokens, bytes] = size;
+        let perplexity = blocks.mean().exp();
         Self {
             perplexity,
-            bits_per_byte,
+            bits_per_byte: blocks.nats / std::f64::consts::LN_2 / bytes as f64,
+            standard_error: blocks.standard_error().map(|e| e * perplexity),
             tokens,
-            scored,
+            scored: blocks.tokens,
             bytes,
-            nll,
-            window,
+            documents,
+            nll: blocks.nats,
+            window: windowing.window,
+            stride: windowing.stride,
             seconds,
+            blocks,
         }
     }
 
     /// Several texts as one corpus: totals are added, means are taken over all tokens and bytes. `None` for no text.
     pub fn combine(texts: &[Self]) -> Option<Self> {
-        let window = texts.iter().map(|t| t.window).max()?;
+        let widest = texts.iter().max_by_key(|t| t.window)?;
+        let windowing = Windowing {
+            window: widest.window,
+            stride: widest.stride,
+        };
+        let mut blocks = Blocks::default();
+        for text in texts {
+            blocks.add(&text.blocks);
+        }
         let count = |f: fn(&Self) -> usize| texts.iter().map(f).sum();
-        let sum = |f: fn(&Self) -> f64| texts.iter().map(f).sum();
+        let size = [count(|t| t.documents), count(|t| t.tokens), count(|t| t.bytes)];
         Some(Self::new(
-            sum(|t| t.nll),
-            count(|t| t.tokens),
-            count(|t| t.scored),
-            count(|t| t.bytes),
-            window,
-            sum(|t| t.seconds),
+            blocks,
+            size,
+            windowing,
+            texts.iter().map(|t| t.seconds).sum(),
         ))
     }
 }
 
-/// Scores a text given as ids; `bytes` is the length of the text they stand for.
+/// Scores documents, each on its own; a document of one token has nothing to score, but counts among tokens and bytes.
+/// Documents are taken as they are needed, so that a corpus need not fit in memory.
 ///
 /// # Errors
-/// If there are fewer than two ids, no bytes, the model has fewer than two positions, or the model cannot score an id.
+/// Those of the documents; if nothing is left to score, or the model cannot score an id.
+pub fn perplexity_of_documents<E: From<EvalError>>(
+    model: &Model,
+    documents: impl IntoIterator<Item = std::result::Result<Encoded, E>>,
+    windowing: Windowing,
+    options: &ScoreOptions,
+    progress: Progress<'_>,
+) -> std::result::Result<Perplexity, E> {
+    let (mut blocks, mut size, mut seconds) = (Blocks::default(), [0; 3], 0.0);
+    let mut group: Vec<Vec<u32>> = Vec::new();
+    let mut waiting = 0;
+    let mut documents = documents.into_iter();
+    loop {
+        let document = documents.next().transpose()?;
+        let last = document.is_none();
+        if let Some(Encoded { ids, bytes }) = document {
+            size = [size[0] + 1, size[1] + ids.len(), size[2] + bytes];
+            waiting += ids.len();
+            group.push(ids);
+        }
+        if waiting >= GROUP_TOKENS || (last && !group.is_empty()) {
+            let start = Instant::now();
+            let done = blocks.tokens;
+            let mut show = |now: usize, total: usize| progress(done + now, done + total);
+            score(model, &group, windowing, options, &mut show, &mut blocks)?;
+            seconds += start.elapsed().as_secs_f64();
+            group.clear();
+            waiting = 0;
+        }
+        if last {
+            break;
+        }
+    }
+    let [count, tokens, bytes] = size;
+    if blocks.tokens > 0 && bytes > 0 {
+        return Ok(Perplexity::new(blocks, size, windowing, seconds));
+    }
+    let rule = match count {
+        _ if bytes == 0 => "is empty".to_owned(),
+        1 => format!("has {tokens} token(s), so none has one before it"),
+        _ => format!("none of its {count} documents has a token with one before it"),
+    };
+    Err(EvalError::Input {
+        what: "text".into(),
+        rule,
+        hint: "perplexity needs a text of two tokens or more",
+    }
+    .into())
+}
+
+/// Scores a group of documents into `blocks`, a block a window.
+fn score(
+    model: &Model,
+    group: &[Vec<u32>],
+    windowing: Windowing,
+    options: &ScoreOptions,
+    progress: Progress<'_>,
+    blocks: &mut Blocks,
+) -> Result<()> {
+    let passages: Vec<Passage<'_>> = group
+        .iter()
+        .flat_map(|ids| {
+            windowing.windows(ids.len()).into_iter().map(move |w| Passage {
+                ids: &ids[w.begin..w.end],
+                from: w.from - w.begin,
+            })
+        })
+        .collect();
+    for scores in log_probabilities(model, &passages, options, progress)? {
+        blocks.push(&scores);
+    }
+    Ok(())
+}
+
+/// Scores a text given as ids in the windows of [`Windowing::of`]; `bytes` is the length of the text they stand for.
+///
+/// # Errors
+/// As [`perplexity_of_documents`]; if the model has fewer than two positions.
 pub fn perplexity_of_ids(
     model: &Model,
     ids: &[u32],
@@ -106,49 +188,9 @@ pub fn perplexity_of_ids(
     options: &ScoreOptions,
     progress: Progress<'_>,
 ) -> Result<Perplexity> {
-    let refuse = |rule: String, hint| {
-        Err(EvalError::Input {
-            what: "text".into(),
-            rule,
-            hint,
-        })
-    };
-    if bytes == 0 {
-        return refuse("is empty".into(), "perplexity needs a text of two tokens or more");
-    }
-    if ids.len() < 2 {
-        return refuse(
-            format!("has {} token(s), so none has one before it", ids.len()),
-            "perplexity needs two tokens or more",
-        );
-    }
-    let window = model.config.max_positions.min(MAX_WINDOW);
-    if window < 2 {
-        return refuse(
-            format!("cannot be cut into windows of {window} token(s)"),
-            "max_position_embeddings must be 2 or more",
-        );
-    }
-    let start = Instant::now();
-    let windows = windows(ids.len(), window);
-    let passages: Vec<Passage<'_>> = windows
-        .iter()
-        .map(|w| Passage {
-            ids: &ids[w.begin..w.end],
-            from: w.from - w.begin,
-        })
-        .collect();
-    let scores = log_probabilities(model, &passages, options, progress)?;
-    let nll = -scores.iter().flatten().sum::<f64>();
-    let scored = scores.iter().map(Vec::len).sum();
-    Ok(Perplexity::new(
-        nll,
-        ids.len(),
-        scored,
-        bytes,
-        window,
-        start.elapsed().as_secs_f64(),
-    ))
+    let ids = ids.to_vec();
+    let windowing = Windowing::of(model)?;
+    perplexity_of_documents(model, [Ok(Encoded { ids, bytes })], windowing, options, progress)
 }
 
 /// Scores a text; `encode` turns it into ids, with whatever the tokenizer puts in front of a text.
@@ -183,24 +225,6 @@ mod tests {
         compute: Compute::F32,
         batch_tokens: None,
     };
-
-    #[test]
-    fn every_token_but_the_first_is_scored_once_with_half_a_window_before_it() {
-        for window in 2..20 {
-            for tokens in 0..90 {
-                let mut scored = vec![0; tokens];
-                for w in windows(tokens, window) {
-                    assert!(w.end - w.begin <= window, "{w:?}");
-                    for t in w.from..w.end {
-                        scored[t] += 1;
-                        assert!(t - w.begin >= t.min(window / 2), "{tokens} {window} {w:?} {t}");
-                    }
-                }
-                assert!(scored.iter().skip(1).all(|&n| n == 1), "{tokens} {window} {scored:?}");
-                assert!(scored.first().is_none_or(|&n| n == 0));
-            }
-        }
-    }
 
     #[test]
     fn a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large() {
@@ -278,14 +302,55 @@ mod tests {
         assert_eq!(run(), run());
     }
 
+    /// Documents of these ids, a byte a token.
+    fn documents(all: &[&[u32]]) -> Vec<Result<Encoded>> {
+        all.iter()
+            .map(|ids| {
+                Ok(Encoded {
+                    ids: ids.to_vec(),
+                    bytes: ids.len(),
+                })
+            })
+            .collect()
+    }
+
     #[test]
-    fn texts_combine_by_tokens_and_bytes() {
-        let a = Perplexity::new(10.0, 6, 5, 20, 16, 1.0);
-        let b = Perplexity::new(2.0, 16, 15, 60, 16, 2.0);
-        let both = Perplexity::combine(&[a, b]).unwrap();
-        assert_eq!(both, Perplexity::new(12.0, 22, 20, 80, 16, 3.0));
-        assert!((both.perplexity - 0.6f64.exp()).abs() < 1e-12);
+    fn documents_are_scored_apart_and_combine_like_texts() {
+        let model = tiny(37, 9);
+        let ids = ids(60, 37);
+        let windowing = Windowing::of(&model).unwrap();
+        let run = |all: &[&[u32]]| perplexity_of_documents(&model, documents(all), windowing, &F32, &mut silent);
+        // One of a single token between them: counted, and nothing to score.
+        let both = run(&[&ids[..25], &ids[25..26], &ids[26..]]).unwrap();
+        let apart = [run(&[&ids[..25]]).unwrap(), run(&[&ids[26..]]).unwrap()];
+        let combined = Perplexity::combine(&apart).unwrap();
+        assert!((both.nll - apart[0].nll - apart[1].nll).abs() < 1e-4);
+        assert_eq!((both.documents, both.tokens, both.scored, both.bytes), (3, 60, 57, 60));
+        assert_eq!((combined.documents, combined.tokens, combined.scored), (2, 59, 57));
+        assert!((combined.perplexity - both.perplexity).abs() < 1e-4);
+        assert!((combined.standard_error.unwrap() - both.standard_error.unwrap()).abs() < 1e-4);
         assert_eq!(Perplexity::combine(&[]), None);
+        let joined = run(&[&ids]).unwrap();
+        assert!(
+            (joined.nll - both.nll).abs() > 1e-2,
+            "documents see each other: {joined:?}"
+        );
+        let error = run(&[&ids[..1], &ids[1..2]]).unwrap_err().to_string();
+        assert!(error.contains("none of its 2 documents"), "{error}");
+    }
+
+    #[test]
+    fn a_longer_window_and_a_shorter_stride_give_each_token_more_to_see() {
+        let model = tiny(37, 32);
+        let ids = ids(64, 37);
+        let run = |window, stride| {
+            let windowing = Windowing::chosen(&model, Some(window), Some(stride)).unwrap();
+            perplexity_of_documents(&model, documents(&[&ids]), windowing, &F32, &mut silent).unwrap()
+        };
+        let results = [run(32, 16), run(32, 1), run(8, 7)];
+        assert!(results.iter().all(|r| r.scored == 63));
+        assert!(results[0].nll != results[1].nll && results[0].nll != results[2].nll);
+        assert_eq!((results[2].window, results[2].stride), (8, 7));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     objective::{At, NextToken, Objective},
     recipe::{Recipe, TokenizerConfig},
 };
-use ounce_data::{Batch, DataDir, Document, TokenStream, read_documents};
+use ounce_data::{Batch, DataDir, Document, Sources, TokenStream};
 use ounce_model::{
     Model, ModelError, Tokenizer,
     tokenizer::{SpecialTokens, train_byte_level_bpe},
@@ -20,23 +20,26 @@ pub(crate) struct Corpus {
     pub(crate) validation: Option<TokenStream>,
 }
 
-fn documents(recipe: &Recipe, names: &[String], data: &DataDir) -> Result<Vec<Document>> {
+fn sources(recipe: &Recipe, names: &[String], data: &DataDir) -> Result<Sources> {
     let paths = names
         .iter()
         .map(|n| data.expand(n))
         .collect::<std::result::Result<Vec<PathBuf>, _>>()?;
-    Ok(read_documents(&paths, &recipe.data.field)?)
+    Ok(Sources::open(&paths, &recipe.data.field)?)
 }
 
 impl Corpus {
     /// Reads the files, gets the tokenizer, packs the tokens. `known` is the tokenizer of a run that is resumed.
     pub(crate) fn load(recipe: &Recipe, data: &DataDir, known: Option<Tokenizer>) -> Result<Self> {
-        let train = documents(recipe, &recipe.data.train, data)?;
+        let train = sources(recipe, &recipe.data.train, data)?;
+        // Kept only where the tokenizer is made of the text itself: a pipe can be read once.
+        let mut kept: Option<Vec<Document>> = None;
         let tokenizer = match (known, &recipe.tokenizer, &recipe.init) {
             (Some(known), ..) => known,
             (None, Some(TokenizerConfig::TrainVocab(size)), _) => {
-                train_byte_level_bpe(train.iter().map(|d| &d.text), *size, SpecialTokens::default())
-                    .map_err(ModelError::from)?
+                let documents = train.documents().collect::<ounce_data::Result<Vec<_>>>()?;
+                let texts = kept.insert(documents).iter().map(|d| &d.text);
+                train_byte_level_bpe(texts, *size, SpecialTokens::default()).map_err(ModelError::from)?
             }
             (None, Some(TokenizerConfig::Reuse(folder)), _) | (None, None, Some(folder)) => {
                 Tokenizer::from_folder(data.expand(folder)?).map_err(ModelError::from)?
@@ -50,18 +53,20 @@ impl Corpus {
                 });
             }
         };
-        let pack = |documents: &[Document]| {
-            TokenStream::pack(documents, tokenizer.eos_ids().first().copied(), |s| {
-                tokenizer.encode(s, false)
-            })
-        };
+        let eos = tokenizer.eos_ids().first().copied();
+        let encode = |s: &str| tokenizer.encode(s, false);
+        let stream = |sources: &Sources| TokenStream::pack_all(sources.documents(), eos, encode);
         let validation = if recipe.data.validation.is_empty() {
             None
         } else {
-            Some(pack(&documents(recipe, &recipe.data.validation, data)?)?)
+            Some(stream(&sources(recipe, &recipe.data.validation, data)?)?)
+        };
+        let train = match &kept {
+            Some(documents) => TokenStream::pack(documents, eos, encode)?,
+            None => stream(&train)?,
         };
         Ok(Self {
-            train: Arc::new(pack(&train)?),
+            train: Arc::new(train),
             validation,
             tokenizer,
         })

@@ -15,11 +15,12 @@ mod optimizer;
 mod recipe;
 mod resume;
 mod schedule;
+mod start;
 mod step;
 mod trainer;
 
 pub use error::{Result, TrainError};
-pub use estimate::{Estimate, estimate, vocab_size};
+pub use estimate::{Estimate, estimate};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use recipe::{Recipe, Run};
 pub use schedule::Schedule;

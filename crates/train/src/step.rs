@@ -2,14 +2,15 @@
 
 use crate::{
     error::{Result, TrainError},
+    estimate::{check_memory, vocab_size},
     objective::{At, Objective},
     optimizer::Optimizer,
     recipe::Recipe,
+    start::Start,
 };
-use ounce_data::Batch;
-use ounce_model::{Model, ModelConfig, weights::FreshWeights};
+use ounce_data::{Batch, DataDir};
+use ounce_model::Model;
 use ounce_tensor::{Compute, Gradients, Tensor};
-use serde_json::Value;
 
 /// Bytes of buffers kept between operations and steps.
 const BUFFERS: usize = 512 << 20;
@@ -71,13 +72,19 @@ impl TrainStep {
         })
     }
 
-    /// A fresh model of the recipe's shape with `vocab_size` tokens.
+    /// What `recipe` starts from; `data` is where `${data}` points.
     ///
     /// # Errors
-    /// If the recipe has no `[model]`, or a value in it is out of range.
-    pub fn fresh(recipe: &Recipe, vocab_size: usize) -> Result<Self> {
-        let (config, _) = fresh_config(recipe, vocab_size, None)?;
-        Self::new(fresh_model(recipe, config)?, recipe)
+    /// If the recipe has neither `[model]` nor `init`, or what it names cannot be built.
+    pub fn of(recipe: &Recipe, data: &DataDir) -> Result<Self> {
+        let start = Start::of(recipe, data, || Ok((vocab_size(recipe, data)?, None)))?;
+        check_memory(recipe, start.config())?;
+        Self::new(start.model(recipe)?, recipe)
+    }
+
+    /// Tokens of a row of a micro-batch, without the last target.
+    pub fn row_length(&self, recipe: &Recipe) -> usize {
+        self.objective.tokens_needed(recipe.run.length) - 1
     }
 
     /// One optimiser step over the micro-batches; `step` counts from 1.
@@ -111,29 +118,4 @@ impl TrainStep {
         let grad_norm = self.optimizer.step(&mut self.model, gradients, n, step, lr)?;
         Ok(StepResult { loss, parts, grad_norm })
     }
-}
-
-/// Configuration of a fresh model, and the `config.json` it is exported with.
-pub(crate) fn fresh_config(recipe: &Recipe, vocab_size: usize, eos: Option<u32>) -> Result<(ModelConfig, Value)> {
-    let Some(shape) = &recipe.model else {
-        return Err(TrainError::Recipe {
-            file: "recipe".into(),
-            key: "model".into(),
-            rule: "is missing".into(),
-            hint: "give [model], or init = \"FOLDER\"".into(),
-        });
-    };
-    Ok((
-        shape.to_config(vocab_size, eos, eos)?,
-        shape.to_json(vocab_size, eos, eos),
-    ))
-}
-
-/// A fresh model of `config`; its values depend on the recipe's seed and the names of the tensors only.
-pub(crate) fn fresh_model(recipe: &Recipe, config: ModelConfig) -> Result<Model> {
-    let weights = &mut FreshWeights {
-        seed: recipe.run.seed,
-        std: config.initializer_range,
-    };
-    Ok(Model::new(config, weights)?)
 }

@@ -8,16 +8,16 @@ use crate::{
     metrics::Metrics,
     recipe::Recipe,
     resume,
-    step::{StepResult, TrainStep, fresh_config, fresh_model},
+    start::Start,
+    step::{StepResult, TrainStep},
 };
 use ounce_data::{Batch, DataDir, Sampler};
 use ounce_formats::fsx;
-use ounce_model::{Model, ModelError, OpenOptions, Opened};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -125,7 +125,13 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
     if let Some(found) = &found {
         found.agree(&state, job.force)?;
     }
-    let (model, config) = open_model(job, &corpus)?;
+    let start = Start::of(recipe, &job.data, || {
+        let tokenizer = &corpus.tokenizer;
+        Ok((tokenizer.vocab_size(), tokenizer.eos_ids().first().copied()))
+    })?;
+    check_memory(recipe, start.config())?;
+    let config = start.json().clone();
+    let model = start.model(recipe)?;
     for note in model.notes() {
         on_event(&Event::Note(note.clone()));
     }
@@ -256,43 +262,4 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
     checkpoint::write_final(job, &mut trainer.model, &config, &corpus.tokenizer)?;
     on_event(&Event::Saved(out.join("final")));
     Ok(true)
-}
-
-/// The model a run starts from, and the `config.json` it is exported with.
-fn open_model(job: &TrainJob, corpus: &Corpus) -> Result<(Model, Value)> {
-    let recipe = &job.recipe;
-    if let Some(init) = &recipe.init {
-        let options = OpenOptions {
-            widen: true,
-            attention: recipe.attention.clone(),
-        };
-        let opened = Opened::new(&job.data.expand(init)?, &options)?;
-        check_memory(recipe, opened.config())?;
-        let mut model = opened.model()?;
-        check_finite(opened.checkpoint().path(), &mut model)?;
-        return Ok((model, opened.json().clone()));
-    }
-    let eos = corpus.tokenizer.eos_ids().first().copied();
-    let (config, json) = fresh_config(recipe, corpus.tokenizer.vocab_size(), eos)?;
-    check_memory(recipe, &config)?;
-    Ok((fresh_model(recipe, config)?, json))
-}
-
-/// Training from NaN would go on for hours, or end with a message about the learning rate.
-fn check_finite(folder: &Path, model: &mut Model) -> Result<()> {
-    let mut broken = None;
-    model.visit(&mut |p| {
-        let finite = p.tensor.values::<f32>().is_none_or(|v| v.iter().all(|x| x.is_finite()));
-        if !finite && broken.is_none() {
-            broken = Some(p.name.clone());
-        }
-    });
-    let Some(tensor) = broken else { return Ok(()) };
-    Err(ModelError::Weight {
-        file: folder.display().to_string(),
-        tensor,
-        rule: "holds values that are not finite".into(),
-        hint: "`ounce inspect MODEL --scan` lists all of them; start from an undamaged checkpoint".into(),
-    }
-    .into())
 }

@@ -1,6 +1,6 @@
 //! Training with bf16 products stays close to training with f32 products, also where small differences choose experts.
 
-use ounce_data::Batch;
+use ounce_data::{Batch, DataDir};
 use ounce_train::{Recipe, TrainStep};
 
 const VOCABULARY: usize = 48;
@@ -48,7 +48,7 @@ compute = "{compute}"
 "#
     );
     let recipe = Recipe::parse("bf16", &text, &[]).unwrap();
-    let mut step = TrainStep::fresh(&recipe, VOCABULARY).unwrap();
+    let mut step = TrainStep::of(&recipe, &DataDir::from_environment(None)).unwrap();
     let one = |s| step.run(&[batch(s)], s, 3e-3).unwrap().loss;
     (1..=STEPS).map(one).collect()
 }

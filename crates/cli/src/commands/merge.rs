@@ -25,7 +25,7 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
         )
     })?;
     if let Some(Calibration {
-        source: CalibrationSource::Text(path),
+        source: CalibrationSource::Text { path, .. },
         ..
     }) = &recipe.calibration
         && fs::metadata(path).is_ok_and(|file| file.len() > CALIBRATION_TEXT_BYTES as u64)
@@ -33,7 +33,10 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
         let used = format_bytes(CALIBRATION_TEXT_BYTES as u64);
         note(
             true,
-            &format!("note: {}: calibration uses the first {used}", path.display()),
+            &format!(
+                "note: {}: calibration uses the first {used} of text at most",
+                path.display()
+            ),
         );
     }
     let job = MergeJob {

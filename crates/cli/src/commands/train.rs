@@ -14,27 +14,16 @@ use serde_json::json;
 
 pub(super) fn run(args: &Train, global: &Global) -> Outcome {
     let recipe = Recipe::read(&args.recipe, &args.set)?;
+    let data = DataDir::from_environment(args.data.clone());
     if args.dry_run {
-        let e = estimate(&recipe, &DataDir::from_environment(args.data.clone()))?;
-        if global.json {
-            return output::json(&e);
-        }
-        output::line(&format!("parameters      {}", format_count(e.parameters)))?;
-        output::line(&format!("tokens          {}", format_count(e.tokens)))?;
-        output::line(&format!("training state  {}", format_bytes(e.state_bytes)))?;
-        output::line(&format!("activations     about {}", format_bytes(e.activation_bytes)))?;
-        return output::line(&format!(
-            "checkpoint      {} (the last {} are kept)",
-            format_bytes(e.checkpoint_bytes),
-            recipe.run.keep
-        ));
+        return dry_run(&recipe, &data, global);
     }
     let shown = !global.no_progress;
     let steps = bar(shown, recipe.run.steps);
     let job = TrainJob {
         recipe,
         out: args.out.clone(),
-        data: DataDir::from_environment(args.data.clone()),
+        data,
         resume: args.resume,
         force: args.force,
         command_line: command_line(),
@@ -98,4 +87,49 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
         return output::json(&last);
     }
     output::line(&args.out.join("final").display().to_string())
+}
+
+/// What the run will cost.
+fn dry_run(recipe: &Recipe, data: &DataDir, global: &Global) -> Outcome {
+    let mut e = estimate(recipe, data)?;
+    e.time(recipe)?;
+    if global.json {
+        return output::json(&e);
+    }
+    let run = &recipe.run;
+    output::line(&format!("parameters      {}", format_count(e.parameters)))?;
+    output::line(&format!(
+        "tokens          {} in {} steps of {} x {}",
+        format_count(e.tokens),
+        format_count(e.steps),
+        run.batch,
+        run.length
+    ))?;
+    output::line(&format!(
+        "time            roughly {} on this machine now; ounce bench train --recipe times real steps",
+        in_words(e.seconds)
+    ))?;
+    output::line(&format!("training state  {}", format_bytes(e.state_bytes)))?;
+    output::line(&format!(
+        "activations     about {}; run.micro_batch = {} windows at a time",
+        format_bytes(e.activation_bytes),
+        run.micro_batch()
+    ))?;
+    output::line(&format!(
+        "checkpoint      {}, the last {} kept (run.keep)",
+        format_bytes(e.checkpoint_bytes),
+        e.checkpoints
+    ))?;
+    output::line(&format!("final model     {}", format_bytes(e.final_bytes)))?;
+    output::line(&format!("disk            {} at most", format_bytes(e.disk_bytes)))
+}
+
+/// A duration as a person would say it.
+fn in_words(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
 }

@@ -15,3 +15,4 @@ mod methods;
 mod results;
 mod retrieval;
 mod support;
+mod texts;

@@ -7,6 +7,7 @@ use crate::{
     merge_rule::{MergeRule, Weighting},
     prune::Score,
 };
+use ounce_data::readers::FIELD;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -58,6 +59,8 @@ pub(super) struct RawCalibration {
     pub(super) text: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ids: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) field: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sequences: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,7 +240,15 @@ impl TryFrom<&Budget> for RawBudget {
 impl RawCalibration {
     pub(super) fn check(&self) -> Result<Calibration, RecipeError> {
         let source = match (&self.text, &self.ids) {
-            (Some(path), None) => CalibrationSource::Text(path.clone()),
+            (Some(path), None) => CalibrationSource::Text {
+                path: path.clone(),
+                field: self.field.clone().unwrap_or_else(|| FIELD.to_owned()),
+            },
+            (None, Some(_)) if self.field.is_some() => refuse(
+                "calibration.field",
+                "it names the text in JSONL lines, and `ids` has none",
+                "remove the key, or give `text`",
+            )?,
             (None, Some(path)) => CalibrationSource::Ids(path.clone()),
             _ => refuse(
                 "calibration",
@@ -245,8 +256,7 @@ impl RawCalibration {
                 "text = \"FILE\", or ids = \"FILE.safetensors\" with input_ids [N, T]",
             )?,
         };
-        let (CalibrationSource::Text(path) | CalibrationSource::Ids(path)) = &source;
-        if path.as_os_str().is_empty() {
+        if source.path().as_os_str().is_empty() {
             let key = if self.text.is_some() {
                 "calibration.text"
             } else {
@@ -267,7 +277,7 @@ impl RawCalibration {
             Err(_) => refuse("calibration.seed", "it is negative", "any whole number from 0 on")?,
         };
         Ok(match source {
-            CalibrationSource::Text(_) => Calibration {
+            CalibrationSource::Text { .. } => Calibration {
                 source,
                 sequences: sequences.or(Some(32)),
                 length: length.or(Some(2048)),
@@ -294,7 +304,10 @@ impl TryFrom<&Calibration> for RawCalibration {
             ..Self::default()
         };
         match &calibration.source {
-            CalibrationSource::Text(path) => raw.text = Some(path.clone()),
+            CalibrationSource::Text { path, field } => {
+                raw.text = Some(path.clone());
+                raw.field = (field != FIELD).then(|| field.clone());
+            }
             CalibrationSource::Ids(path) => raw.ids = Some(path.clone()),
         }
         Ok(raw)

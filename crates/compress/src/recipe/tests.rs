@@ -33,7 +33,10 @@ fn defaults_are_those_of_the_paper() {
     assert_eq!(
         recipe.calibration,
         Some(Calibration {
-            source: CalibrationSource::Text("c4.txt".into()),
+            source: CalibrationSource::Text {
+                path: "c4.txt".into(),
+                field: "text".into()
+            },
             sequences: Some(32),
             length: Some(2048),
             seed: Some(42),

@@ -3,7 +3,7 @@
 use super::{BenchRow, rates};
 use ounce_data::{Batch, DataDir};
 use ounce_kernels::Philox;
-use ounce_train::{Recipe, TrainError, TrainStep, vocab_size};
+use ounce_train::{Recipe, TrainError, TrainStep};
 use std::path::PathBuf;
 
 /// 6.29 M parameters, Llama-shaped: width 256, 4 layers, 8 heads, SwiGLU 1024, vocabulary 4096 (untied), 8 x 512 tokens.
@@ -59,7 +59,7 @@ pub fn train(runs: usize) -> Result<Vec<BenchRow>, TrainError> {
 /// One row per recipe (tokens/s), named after its file. Ids are random: the recipe's texts are not read.
 ///
 /// # Errors
-/// If a recipe is wrong or continues a checkpoint instead of describing a model.
+/// If a recipe is wrong, or the checkpoint that it continues is.
 pub fn train_recipes(recipes: &[PathBuf], runs: usize) -> Result<Vec<BenchRow>, TrainError> {
     let one = |path: &PathBuf| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -69,15 +69,11 @@ pub fn train_recipes(recipes: &[PathBuf], runs: usize) -> Result<Vec<BenchRow>, 
 }
 
 fn time(name: &str, recipe: &Recipe, runs: usize) -> Result<BenchRow, TrainError> {
-    let vocab_size = vocab_size(recipe, &DataDir::from_environment(None))?;
-    let mut trainer = TrainStep::fresh(recipe, vocab_size)?;
+    let mut trainer = TrainStep::of(recipe, &DataDir::from_environment(None))?;
+    let vocab_size = trainer.model.config.vocab_size;
     let id = |i: usize| (Philox::at(1, 0, 0, i as u64) % vocab_size as u64) as u32;
     let rows = recipe.run.micro_batch();
-    let length = recipe
-        .objective
-        .build(recipe.run.length)
-        .tokens_needed(recipe.run.length)
-        - 1;
+    let length = trainer.row_length(recipe);
     let batches: Vec<Batch> = (0..recipe.run.batch / rows)
         .map(|m| {
             let first = m * rows * length;
@@ -106,7 +102,7 @@ mod tests {
     fn every_shipped_recipe_can_be_timed() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/recipes");
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        // Second stages go on from a checkpoint, which is refused (see below).
+        // Second stages go on from a checkpoint, which is not here (see below).
         paths.retain(|path| !std::fs::read_to_string(path).unwrap().contains("\ninit = "));
         paths.sort();
         let rows = train_recipes(&paths, 1).unwrap();
@@ -119,12 +115,20 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_that_continues_a_checkpoint_is_refused() {
+    fn a_recipe_that_continues_a_checkpoint_is_timed_on_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("on.toml");
-        let text = "init = \"somewhere\"\n[data]\ntrain = [\"x\"]\n[optimizer]\nlr = 1e-3\n[run]\nsteps = 1\nbatch = 1\nlength = 4\n";
-        std::fs::write(&path, text).unwrap();
-        let error = train_recipes(&[path], 1).unwrap_err().to_string();
-        assert!(error.contains("\"model\"") && error.contains("is missing"), "{error}");
+        let recipe = |name: &str, init: &Path| {
+            let path = dir.path().join(name);
+            let text = format!(
+                "init = {init:?}\n[data]\ntrain = [\"x\"]\n[optimizer]\nlr = 1e-3\n[run]\nsteps = 1\nbatch = 1\nlength = 4\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/mixtral");
+        let rows = train_recipes(&[recipe("on.toml", &golden)], 1).unwrap();
+        assert!(rows[0].name == "on" && rows[0].min > 0.0, "{rows:?}");
+        let error = train_recipes(&[recipe("off.toml", Path::new("somewhere"))], 1).unwrap_err();
+        assert!(error.to_string().contains("somewhere"), "{error}");
     }
 }

@@ -48,7 +48,7 @@ mod fused;
 
 use super::{At, LossParts, Objective, Problem, add_side_losses};
 use crate::error::Result;
-use ounce_data::{Batch, Philox};
+use ounce_data::{Batch, RandomStream};
 use ounce_model::{Batch as ModelBatch, Model};
 use ounce_tensor::{Compute, Tensor, ops};
 use serde::{Deserialize, Serialize};
@@ -190,7 +190,7 @@ impl LongShort {
     /// `l_extra` of a step.
     pub fn extra(&self, at: At) -> usize {
         let (least, most) = (self.config.extra_min, self.config.extra_max(self.length));
-        least + Philox::at(at.seed, EXTRA, at.step, 0).below((most - least + 1) as u64) as usize
+        least + RandomStream::at(at.seed, EXTRA, at.step, 0).below((most - least + 1) as u64) as usize
     }
 
     /// Both views of every row as one batch of 2B rows, long ones first.
