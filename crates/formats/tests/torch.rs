@@ -219,8 +219,12 @@ fn what_cannot_be_a_range_of_the_file_is_refused() {
 
 /// An archive with one pickle and one storage of 8 bytes.
 fn archive(pickle: &[u8]) -> Vec<u8> {
+    zip(&[("a/data.pkl", pickle), ("a/data/0", &[1; 8])])
+}
+
+/// A zip archive of these members, nothing compressed.
+fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
-    let members: [(&str, &[u8]); 2] = [("a/data.pkl", pickle), ("a/data/0", &[1; 8])];
     for (name, data) in members {
         let (at, size) = ((out.len() as u32).to_le_bytes(), (data.len() as u32).to_le_bytes());
         out.extend(b"PK\x03\x04");
@@ -228,7 +232,7 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
         out.extend([size, size].concat());
         out.extend([name.len() as u8, 0, 0, 0]);
         out.extend(name.bytes());
-        out.extend(data);
+        out.extend(*data);
         directory.extend(b"PK\x01\x02");
         directory.extend([0; 16]);
         directory.extend([size, size].concat());
@@ -239,16 +243,37 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
     }
     let (at, size) = (out.len() as u32, directory.len() as u32);
     out.extend(directory);
-    out.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
+    let count = members.len() as u8;
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([count, 0, count, 0]);
     out.extend(size.to_le_bytes());
     out.extend(at.to_le_bytes());
     out.extend([0, 0]);
     out
 }
 
+/// A text of a pickle.
+fn text(s: &str) -> Vec<u8> {
+    [&[0x8c, s.len() as u8][..], s.as_bytes()].concat()
+}
+
+/// A dictionary of texts to values that are pickled already.
+fn dict(items: &[(&str, &[u8])]) -> Vec<u8> {
+    let pairs: Vec<u8> = items
+        .iter()
+        .flat_map(|(key, value)| [&text(key)[..], value].concat())
+        .collect();
+    [b"}(", &pairs[..], b"u"].concat()
+}
+
 /// `{"w": tensor}` of f32 storage "0" with these numbers, each one byte.
 fn tensor_pickle(elements: u8, offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u8> {
-    let text = |s: &str| [&[0x8c, s.len() as u8][..], s.as_bytes()].concat();
+    let value = tensor(elements, offset, shape, stride);
+    [b"\x80\x02", &dict(&[("w", &value)])[..], b"."].concat()
+}
+
+/// A tensor of f32 storage "0".
+fn tensor(elements: u8, offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u8> {
     let ints = |list: &[u8]| {
         [
             &b"("[..],
@@ -258,8 +283,6 @@ fn tensor_pickle(elements: u8, offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u
         .concat()
     };
     [
-        b"\x80\x02}".to_vec(),
-        text("w"),
         b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
         text("storage"),
         b"ctorch\nFloatStorage\n".to_vec(),
@@ -268,7 +291,7 @@ fn tensor_pickle(elements: u8, offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u
         vec![b'K', elements, b't', b'Q', b'K', offset],
         ints(shape),
         ints(stride),
-        b"\x89}tRs.".to_vec(),
+        b"\x89}tR".to_vec(),
     ]
     .concat()
 }
@@ -370,5 +393,94 @@ fn every_mutation_of_one_byte_and_every_cut_is_refused_or_within_the_file() {
             }
         }
         assert!(refused > whole.len() / 4, "{refused} of {} refused", 3 * whole.len());
+    }
+}
+
+/// Where the weights of a training checkpoint are, by its keys.
+#[test]
+fn weights_are_found_under_the_keys_of_training() {
+    let w = tensor(2, 0, &[2], &[1]);
+    let weights = dict(&[("w", &w)]);
+    let step = b"K\x07".to_vec();
+    let read = |root: Vec<u8>| {
+        parse(Path::new("x.bin"), &archive(&[b"\x80\x02", &root[..], b"."].concat()))
+            .map(|file| (file.header.tensors().len(), file.notes.join("\n")))
+            .map_err(|e| e.to_string())
+    };
+    for key in ["state_dict", "model_state_dict", "model", "module", "anything"] {
+        let (tensors, said) = read(dict(&[("step", &step), (key, &weights)])).unwrap();
+        assert_eq!(tensors, 1, "{key}");
+        assert!(said.contains(key), "{said}");
+    }
+    // Two levels, beside the moments of an optimiser and an average of the weights.
+    let inner = dict(&[("model", &weights)]);
+    let (tensors, said) = read(dict(&[
+        ("optimizer", &weights),
+        ("state_dict", &inner),
+        ("ema", &weights),
+    ]))
+    .unwrap();
+    assert_eq!(tensors, 1);
+    assert!(said.contains("state_dict.model"), "{said}");
+    // A number beside the tensors is passed over and named; a setting may be a type.
+    let kind = b"ctorch\nbfloat16\n".to_vec();
+    let (tensors, said) = read(dict(&[("w", &w), ("global_step", &step), ("kind", &kind)])).unwrap();
+    assert_eq!(tensors, 1);
+    assert!(said.contains("global_step") && said.contains("kind"), "{said}");
+
+    for ambiguous in [
+        dict(&[("model", &weights), ("state_dict", &weights)]),
+        dict(&[("one", &weights), ("two", &weights)]),
+    ] {
+        assert!(read(ambiguous).unwrap_err().contains("holds tensors under"));
+    }
+    assert!(
+        read(dict(&[("step", &step)]))
+            .unwrap_err()
+            .contains("\"step\" is no tensor")
+    );
+    // A dictionary that holds itself.
+    let (tensors, _) = read(
+        b"}q\x00\x8c\x04selfh\x00s\x8c\x05model"
+            .iter()
+            .copied()
+            .chain(weights)
+            .chain(*b"s")
+            .collect(),
+    )
+    .unwrap();
+    assert_eq!(tensors, 1);
+}
+
+#[test]
+fn two_pickles_in_one_archive_are_ambiguous() {
+    let pickle = tensor_pickle(2, 0, &[2], &[1]);
+    let both = zip(&[("a/data.pkl", &pickle), ("b/data.pkl", &pickle), ("a/data/0", &[1; 8])]);
+    let (message, hint) = refusal(&both);
+    assert!(message.contains("a/data.pkl and b/data.pkl"), "{message}");
+    assert!(hint.contains("by itself"), "{hint}");
+}
+
+/// Reversed, repeated and overlapping steps: gathered to what the indices say.
+#[test]
+fn any_strides_within_the_storage_are_gathered() {
+    let storage: Vec<u8> = [10f32, 11.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let cases: [(&[u8], &[u8], &[f32]); 4] = [
+        (&[2, 3], &[1, 0], &[10.0, 10.0, 10.0, 11.0, 11.0, 11.0]),
+        (&[3, 2], &[0, 1], &[10.0, 11.0, 10.0, 11.0, 10.0, 11.0]),
+        (&[2, 1, 2], &[1, 9, 0], &[10.0, 10.0, 11.0, 11.0]),
+        (&[2, 0], &[1, 5], &[]),
+    ];
+    for (shape, stride, expected) in cases {
+        let pickle = tensor_pickle(2, 0, shape, stride);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.bin");
+        std::fs::write(&path, zip(&[("a/data.pkl", &pickle), ("a/data/0", &storage)])).unwrap();
+        let file = SafetensorsFile::open_torch(&path).unwrap();
+        assert_eq!(
+            file.view("w").unwrap().to_f32_vec().unwrap(),
+            expected,
+            "{shape:?} {stride:?}"
+        );
     }
 }

@@ -39,6 +39,7 @@ pub use ctx::{Ctx, Noise, Retrieved, Routing, Sink};
 pub use error::{ModelError, Result};
 pub use generate::{GenerateOptions, Generation, generate};
 pub use layer_cache::{LayerCache, MixedCache};
+pub use layout::DTYPE_KEYS;
 pub use model::{Batch, Model, PIECE};
 pub use open::{OpenOptions, Opened};
 pub use param::{Linear, Param};

@@ -11,7 +11,7 @@ use crate::{
     trainer::TrainJob,
 };
 use ounce_formats::{Dtype, FormatError, SafetensorsWriter, TensorSpec, as_bytes, fsx};
-use ounce_model::{Model, ModelError, Tokenizer};
+use ounce_model::{DTYPE_KEYS, Model, ModelError, Tokenizer};
 use ounce_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -80,6 +80,12 @@ pub(crate) fn export(
     };
     let mut config = config.clone();
     config["dtype"] = dtype.2.into();
+    for key in DTYPE_KEYS {
+        // What the model continued from said may be of another type.
+        if let Some(said) = config.get_mut(key) {
+            *said = dtype.2.into();
+        }
+    }
     write_json(&dir.join("config.json"), &config)?;
     write_json(
         &dir.join("generation_config.json"),

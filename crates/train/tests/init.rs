@@ -48,9 +48,19 @@ fn continuing_from_a_checkpoint_changes_every_weight() {
             dir.path().join(format!("{export}-on")),
         );
         run(&format!("{shape}{}", rest(export)), &base, &data);
+        // The keys of older and of newer programs, neither of them true.
+        let config = base.join("final/config.json");
+        let mut said: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        said["dtype"] = "float16".into();
+        said["torch_dtype"] = "float16".into();
+        std::fs::write(&config, said.to_string()).unwrap();
         let before = std::fs::read(base.join("final/model.safetensors")).unwrap();
         let init = base.join("final").display().to_string();
         run(&format!("init = {init:?}\n{}", rest(export)), &on, &data);
+        let made = std::fs::read(on.join("final/config.json")).unwrap();
+        let made: serde_json::Value = serde_json::from_slice(&made).unwrap();
+        let dtype = if export == "bf16" { "bfloat16" } else { "float32" };
+        assert_eq!((&made["dtype"], &made["torch_dtype"]), (&dtype.into(), &dtype.into()));
         for ((name, old), (_, new)) in weights(&base.join("final")).iter().zip(&weights(&on.join("final"))) {
             assert_ne!(old, new, "{export}: {name} did not move");
         }

@@ -81,8 +81,7 @@ fn weights_within<'o>(objects: &'o Objects<'_>, dict: usize) -> Step<Option<(&'o
         .collect();
     let called: Vec<(&str, usize)> = inner.iter().copied().filter(|(key, _)| WEIGHTS.contains(key)).collect();
     match (&called[..], &inner[..]) {
-        ([one], _) => Ok(Some(*one)),
-        ([], [one]) => Ok(Some(*one)),
+        ([one], _) | ([], [one]) => Ok(Some(*one)),
         ([], []) => Ok(None),
         ([first, second, ..], _) | ([], [first, second, ..]) => Err(Refusal {
             rule: format!("holds tensors under {:?} and under {:?}", first.0, second.0),

@@ -144,13 +144,8 @@ impl<'a> Machine<'a> {
                     let text = self.text(n)?;
                     self.stack.push(Value::Str(text));
                 }
-                0x8c => {
-                    let n = self.count::<1>()? as usize;
-                    let text = self.text(n)?;
-                    self.stack.push(Value::Str(text));
-                }
-                // Texts of Python 2.
-                b'U' => {
+                // The latter are texts of Python 2.
+                0x8c | b'U' => {
                     let n = self.count::<1>()? as usize;
                     let text = self.text(n)?;
                     self.stack.push(Value::Str(text));

@@ -7,6 +7,7 @@
 //! claims it. What was changed, and what was passed over because it is recomputed anyway, is said in the checkpoint's
 //! notes. A tensor without a use keeps its name and is refused when the model is built.
 
+mod dtype;
 mod experts;
 mod head;
 mod prefix;
@@ -16,6 +17,7 @@ use crate::{config::ModelConfig, error::Result, weights};
 use ounce_formats::{Checkpoint, Dtype, checkpoint::Shown, safetensors::TensorInfo};
 use std::collections::{BTreeMap, HashMap};
 
+pub use dtype::DTYPE_KEYS;
 pub(crate) use head::HEAD;
 pub(crate) use reasons::{missing, unused};
 
@@ -44,7 +46,9 @@ pub(crate) fn settle(checkpoint: &mut Checkpoint, config: &ModelConfig) -> Resul
             n => format!("{note} ({n} tensors)"),
         });
     }
-    head::settle(checkpoint, config)
+    head::settle(checkpoint, config)?;
+    dtype::settle(checkpoint);
+    Ok(())
 }
 
 /// What the stored tensors turned out to be.

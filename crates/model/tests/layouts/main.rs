@@ -196,3 +196,28 @@ fn what_is_refused_is_refused_by_its_reason() {
     weight.dtype = Dtype::I32;
     assert!(refused(&config, &integers).0.contains("no weight"));
 }
+
+/// Whatever is made from the checkpoint copies its configuration.
+#[test]
+fn a_stale_element_type_is_corrected_and_it_is_said() {
+    let mut config = config("llama", true);
+    let plain = tensors(&config);
+    let (expected, _) = opened(&config, &plain);
+    for (said, right) in [("float16", false), ("torch.float32", true), ("float32", true)] {
+        config["dtype"] = said.into();
+        config["torch_dtype"] = "bfloat16".into();
+        let (found, notes) = opened(&config, &plain);
+        assert!(found == expected);
+        assert_eq!(notes.contains("\"dtype\""), !right, "{notes}");
+        assert!(
+            notes.contains("\"torch_dtype\" is bfloat16, the weights are float32"),
+            "{notes}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        support::write(dir.path(), &config, &plain);
+        let opened = ounce_model::Opened::new(dir.path(), &ounce_model::OpenOptions::default()).unwrap();
+        assert_eq!(opened.checkpoint().config()["torch_dtype"], "float32");
+        let dtype = opened.config().raw["dtype"].as_str().unwrap();
+        assert_eq!(dtype.trim_start_matches("torch."), "float32");
+    }
+}
