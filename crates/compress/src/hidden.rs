@@ -43,11 +43,11 @@ impl HiddenStates {
         Ok(Self { region, d })
     }
 
-    /// `[1, len, d]`: tokens `start..start + len`.
+    /// `[len, d]`: tokens `start..start + len`.
     pub(crate) fn piece(&self, start: usize, len: usize) -> Result<Tensor, CompressError> {
         let row = self.d * size_of::<f32>();
         let bytes = &self.region.bytes()[start * row..(start + len) * row];
-        Ok(Tensor::from_le_bytes(bytes, DType::F32, &[1, len, self.d])?)
+        Ok(Tensor::from_le_bytes(bytes, DType::F32, &[len, self.d])?)
     }
 }
 

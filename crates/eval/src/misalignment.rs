@@ -232,9 +232,8 @@ fn last_log_probabilities(model: &Model, ids: &[u32], compute: Compute) -> Resul
     let logits = no_grad(|| -> Result<Vec<f32>> {
         let mut ctx = model.context(input)?;
         let hidden = model.hidden(&mut ctx)?;
-        let rows = ops::reshape(&hidden, &[ids.len(), hidden.last_dim()])?;
         Ok(model
-            .logits(&ops::gather_rows(&rows, &[ids.len() - 1])?, compute)?
+            .logits(&ops::gather_rows(&hidden, &[ids.len() - 1])?, compute)?
             .to_f32())
     })?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

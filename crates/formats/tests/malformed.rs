@@ -244,7 +244,7 @@ fn what_cannot_be_asked_of_a_good_file() {
     assert!(message.ends_with(r#"tensor "b": is not in this file"#), "{message}");
     let (message, _) = said(&opened.view("n").unwrap().to_f32_vec().unwrap_err());
     assert!(
-        message.ends_with(r#"tensor "n": holds U8, where F32, F64, F16 or BF16 is needed"#),
+        message.ends_with(r#"tensor "n": holds U8, where F32, F64, F16, BF16 or blocks is needed"#),
         "{message}"
     );
     assert_eq!(opened.view("n").unwrap().to_i64_vec().unwrap(), [7, 7]);

@@ -67,7 +67,6 @@ fn fill(
             compute: Compute::F32,
         };
         let hidden = model.hidden(&mut model.context(batch)?)?;
-        let hidden = ops::reshape(&hidden, &[group.len(), model.config.hidden_size])?;
         for from in (0..group.len()).step_by(piece) {
             let to = (from + piece).min(group.len());
             let logits = model.logits(&ops::narrow_rows(&hidden, from, to)?, Compute::F32)?;

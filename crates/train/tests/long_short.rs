@@ -236,7 +236,6 @@ fn jeffreys_by_position(model: &Model, extra: usize) -> Vec<f64> {
         compute: Compute::F32,
     };
     let logits = no_grad(|| model.forward(input)).unwrap();
-    let logits = ops::reshape(&logits, &[2 * LENGTH, VOCABULARY]).unwrap();
     let p = ops::softmax(&logits).unwrap().to_f32();
     let log = ops::log_softmax(&logits).unwrap().to_f32();
     pairs(LENGTH, &[extra], 0, &|_, _, _| true)
@@ -265,10 +264,9 @@ fn views_that_share_everything_have_no_divergence() {
         let mut ctx = model.context(input).unwrap();
         model.hidden(&mut ctx).unwrap()
     });
-    let rows = ops::reshape(&hidden, &[4 * LENGTH, 16]).unwrap();
     let list = pairs(LENGTH, &[0, 0], 0, &|_, _, _| true);
     let (_, of) = linear_divergence(
-        &rows,
+        &hidden,
         model.head(),
         &list,
         Divergence::Sce,

@@ -65,6 +65,11 @@ struct Inputs {
 }
 
 impl Inputs {
+    fn append_to(&self, cache: &mut KvCache) -> Result<(), ModelError> {
+        let flat = |x: &Tensor| ops::reshape(x, &x.shape()[1..]);
+        cache.append(0, &flat(&self.k)?, &flat(&self.v)?)
+    }
+
     fn random(tokens: usize, bench: &AttentionBench, seed: u64) -> Result<Self, LabError> {
         let make = |part: u64| random(tokens, bench.heads, bench.head_dim, 3 * seed + part);
         Ok(Self {
@@ -112,8 +117,7 @@ impl AttentionBench {
         compute: Compute,
     ) -> Result<(), ModelError> {
         let (start, tokens) = (cache.len(), inputs.q.shape()[1]);
-        let flat = |x: &Tensor| ops::reshape(x, &x.shape()[1..]);
-        cache.append(0, &flat(&inputs.k)?, &flat(&inputs.v)?)?;
+        inputs.append_to(cache)?;
         let kept = cache.read(0)?;
         let (spans, config) = (span(start, tokens), self.config(compute));
         match active {
@@ -203,7 +207,7 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
             })?;
             let mut rows = vec![prefill("exact", read)];
             let mut cache = bench.cache(DECODE * (runs + 1));
-            cache.append(0, &prompt.k, &prompt.v)?;
+            prompt.append_to(&mut cache)?;
             // As in a model, single tokens are computed in f32 whatever the prompt was.
             let decoded = rates(runs, DECODE as f64, || {
                 let mut steps = steps.iter();

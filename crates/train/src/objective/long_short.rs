@@ -245,7 +245,7 @@ impl Objective for LongShort {
         let scored = if counted == views.rows {
             hidden.clone()
         } else {
-            ops::narrow_rows(&hidden, 0, counted)?
+            ops::narrow_rows(&hidden, 0, counted * self.length)?
         };
         let mut total = ops::linear_cross_entropy(&scored, model.head(), &targets, compute)?;
         let mut parts = vec![("cross_entropy", total.item()?)];
@@ -257,7 +257,7 @@ impl Objective for LongShort {
                 &|_, _, _| true,
             );
             let (penalty, found) = linear_divergence(
-                &ops::reshape(&hidden, &[views.rows * self.length, hidden.last_dim()])?,
+                &hidden,
                 model.head(),
                 &pairs,
                 self.config.divergence,
