@@ -147,7 +147,7 @@ impl Model {
         }
         let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
         let blocks = self.plan.blocks();
-        let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache()).collect();
+        let own: Vec<_> = blocks.iter().map(|b| b.attention().layer_cache(kind)).collect();
         let plain = self.config.layers.iter().zip(&own).filter(|(_, own)| own.is_none());
         let windows = plain.map(|(layer, _)| layer.window).collect();
         let plain = KvCache::new(kind, windows, kv_heads, head_dim, reserve);

@@ -172,7 +172,7 @@ fn wrong_methods_are_refused_with_a_hint() {
     says(&llama, "dga:groups=4", "dga.groups", "known: group_size");
     says(&llama, "dga:layers=[7]", "dga.layers", "beyond the last");
     says(&llama, "dga:selection=causal_block,min_len=9", "dga.min_len", "m_prime");
-    says(&llama, "dga:sink=9", "dga.sink", "focal tokens");
+    says(&llama, "dga:window=-1", "dga.window", "from 0, is -1");
     says(&llama, "dga:group_size=8,m_prime=7", "dga.m_prime", "from 8, is 7");
     says(&llama, "dga:selection=random", "dga.selection", "causal_block");
     says(&llama, "dga:group_bias=log", "dga.group_bias", "entropy");

@@ -137,7 +137,14 @@ impl AttentionBench {
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f64).sqrt(),
         };
-        cache.attend(&inputs.q, &inputs.k, &inputs.v, &shape, &span(start, tokens))?;
+        cache.attend(
+            &inputs.q,
+            &inputs.k,
+            &inputs.v,
+            &shape,
+            &span(start, tokens),
+            Compute::F32,
+        )?;
         Ok(())
     }
 
@@ -217,7 +224,7 @@ pub fn attention(bench: &AttentionBench, runs: usize) -> Result<Vec<BenchRow>, L
             Ok(rows)
         }
         "dga" => {
-            let empty = || DgaCache::new(DgaConfig::new(16, 0.1), 1, bench.heads, bench.head_dim);
+            let empty = || DgaCache::new(DgaConfig::new(16, 0.1), CacheType::F32, 1, bench.heads, bench.head_dim);
             let read = rates(runs, tokens, || bench.grouped(&mut empty(), 0, &prompt))?;
             let mut rows = vec![prefill("dga", read)];
             let (mut cache, mut len) = (empty(), bench.context);

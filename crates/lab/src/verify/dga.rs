@@ -2,7 +2,7 @@
 
 use super::{Checks, VerifyError, floats, function::Function, worst};
 use ounce_model::attention::dga::{DgaConfig, GroupBias, Head, ScoreMode, Shape, attention, heads};
-use ounce_tensor::{Tensor, ops::RowSpan};
+use ounce_tensor::{Compute, Tensor, ops::RowSpan};
 
 /// Functions in f32 against stored f64.
 const VALUES: f64 = 1e-5;
@@ -54,7 +54,7 @@ pub(super) fn run(f: &Function<'_>, checks: &mut Checks) -> Result<(), VerifyErr
         kv_len: len,
     };
     let spans = vec![span; batch];
-    let out = attention(&q, &k, &v, &shape, &spans, &config)?.to_f32();
+    let out = attention(&q, &k, &v, &shape, &spans, &config, Compute::F32)?.to_f32();
     // [B,L,H,hd] back to [B,H,L,hd].
     let mut out_bhld = Vec::with_capacity(out.len());
     for b in 0..batch {

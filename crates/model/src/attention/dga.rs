@@ -38,12 +38,19 @@
 //! - A prompt of at most `min_len` tokens (default m') is attended exactly under `global`, and is all buffer afterwards.
 //! - `group_bias`: one aggregated pair stands for m but has one exponential. `entropy` adds H(w), the first-order
 //!   correction that is exact for the weighting query if Hk = H; `logm` adds ln m; `none` (default) is the paper.
-//! - `sink`: the first tokens are always focal. `layers`: which layers; the others are exact.
-//! - Whole prompts in f32 use the vector kernel (`fast.rs`), tested against the plain loops of `grouped.rs`; gradients are
-//!   plain loops.
+//! - `layers`: which layers; the others are exact.
+//! - Whole prompts under `global` use the vector kernel by a detour (`fast.rs`), blocks directly (`cache.rs`: between two
+//!   compressions it is ordinary causal attention over what is kept); both are tested against the plain loops of `grouped.rs`.
+//!   Gradients are plain loops.
+//!
+//! Ours, not the paper's; both are 0 unless asked for:
+//! - `sink`: the first tokens are always single, beside the focal ones.
+//! - `window`: at least so many of the last tokens are single to every query. Groups are formed of tokens between the first
+//!   and the recent ones, and seen in place of their members by queries that are `window` tokens further on: under
+//!   `causal_block` a block is compressed when `window` tokens have followed it, by the newest query then.
 //! - Padding never is focal, never enters a group, and yields zeros. Counts follow each row's own length.
 //! - Selection passes no gradient; the weights w do.
-//! - The cache holds f32 values whatever the weights are.
+//! - The cache holds values of the type that full attention's would.
 //! - Averaging keys before their rotation and rotating once is not offered.
 
 mod cache;
@@ -51,6 +58,7 @@ mod config;
 mod fast;
 mod grouped;
 mod layout;
+mod store;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -58,6 +66,7 @@ mod theory;
 
 use super::{Attention, FullAttention, attend::Projected};
 use crate::{
+    cache::CacheType,
     ctx::Ctx,
     error::{ModelError, Result},
     layer_cache::LayerCache,
@@ -125,7 +134,7 @@ impl Dga {
         };
         let (q, k, v) = (row(&p.q)?, row(&p.k)?, row(&p.v)?);
         let out = match ctx.caches.get_mut(group.start) {
-            None => attention(&q, &k, &v, &shape, &spans, &self.config)?,
+            None => attention(&q, &k, &v, &shape, &spans, &self.config, ctx.compute)?,
             Some(cache) => {
                 let own = cache.own_layer(self.layer).and_then(|l| l.as_any().downcast_mut());
                 let Some(own): Option<&mut DgaCache> = own else {
@@ -134,7 +143,7 @@ impl Dga {
                         self.layer
                     )));
                 };
-                own.attend(&q, &k, &v, &shape, &spans)?
+                own.attend(&q, &k, &v, &shape, &spans, ctx.compute)?
             }
         };
         Ok(ops::reshape(&out, &[batch * len, self.heads, self.head_dim])?)
@@ -157,14 +166,16 @@ impl Attention for Dga {
         self.base.visit(f);
     }
 
-    /// What is added to a filled cache is grouped as if it had been decoded.
+    /// Blocks follow each other however they come; a global selection is of a whole prompt, and what is added to it is
+    /// grouped as if it had been decoded.
     fn reads_in_pieces(&self) -> bool {
-        false
+        self.config.selection == Selection::CausalBlock
     }
 
-    fn layer_cache(&self) -> Option<Box<dyn LayerCache>> {
+    fn layer_cache(&self, kind: CacheType) -> Option<Box<dyn LayerCache>> {
         Some(Box::new(DgaCache::new(
             self.config.clone(),
+            kind,
             1,
             self.kv_heads,
             self.head_dim,

@@ -6,6 +6,7 @@ mod full;
 pub mod moh;
 
 use crate::{
+    cache::CacheType,
     config::{Keys, ModelConfig},
     ctx::Ctx,
     error::{ModelError, Result},
@@ -33,8 +34,8 @@ pub trait Attention: Send + Sync {
     fn reads_in_pieces(&self) -> bool {
         true
     }
-    /// What the layer keeps of a sequence, if that is not plainly all keys and values.
-    fn layer_cache(&self) -> Option<Box<dyn LayerCache>> {
+    /// What the layer keeps of a sequence, as values of this type, if that is not plainly all keys and values.
+    fn layer_cache(&self, _kind: CacheType) -> Option<Box<dyn LayerCache>> {
         None
     }
 }

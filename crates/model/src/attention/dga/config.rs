@@ -57,16 +57,18 @@ pub struct DgaConfig {
     pub min_len: usize,
     /// m': tokens in the buffer that are compressed together; none = never (gamma = 1).
     pub m_prime: Option<usize>,
-    /// The first tokens, always focal.
+    /// The first tokens, always single.
     pub sink: usize,
+    /// At least so many of the last tokens are single for every query.
+    pub window: usize,
     /// Layers it applies to; all if absent.
     pub layers: Option<Vec<usize>>,
 }
 
 impl DgaConfig {
-    /// The method with these settings and defaults for the rest.
+    /// The paper's method with these two settings: whole prompts are grouped at once, nothing is exempt.
     pub fn new(group_size: usize, focal_ratio: f64) -> Self {
-        let m_prime = default_m_prime(group_size, focal_ratio);
+        let m_prime = paper_block(group_size, focal_ratio);
         Self {
             group_size,
             focal_ratio,
@@ -77,20 +79,28 @@ impl DgaConfig {
             min_len: m_prime.unwrap_or(0),
             m_prime,
             sink: 0,
+            window: 0,
             layers: None,
         }
     }
 
-    /// Focal tokens among `len`, at least the sink.
+    /// Focal tokens among `len` that may be grouped.
     pub fn focal(&self, len: usize) -> usize {
         // The product in f64: this is the published count, and rounding near whole numbers is part of it.
         let n = (self.focal_ratio * len as f64).ceil() as usize;
-        n.max(self.sink).min(len)
+        n.min(len)
     }
 
-    /// Length of the blocks, under block selection.
-    pub(super) fn blocks(&self) -> Option<usize> {
-        self.m_prime.filter(|_| self.selection == Selection::CausalBlock)
+    /// Of `len` tokens, those that are neither among the first nor in the window of the last.
+    pub(super) fn between(&self, len: usize) -> (usize, usize) {
+        let from = self.sink.min(len);
+        (from, len.saturating_sub(self.window).max(from))
+    }
+
+    /// Blocks that are compressed when `len` tokens have been seen, under block selection.
+    pub(super) fn closed_blocks(&self, len: usize) -> usize {
+        let (from, to) = self.between(len);
+        self.m_prime.map_or(0, |block| (to - from) / block)
     }
 
     /// Focal tokens and groups of a block of `block` tokens.
@@ -99,10 +109,45 @@ impl DgaConfig {
         let groups = (block.saturating_sub(focal) / self.group_size).max(1);
         (block - groups * self.group_size, groups)
     }
+
+    /// Keys that a layer keeps of `len` tokens: single ones and groups. Under global selection, of a prompt.
+    pub fn kept(&self, len: usize) -> usize {
+        let Some(block) = self.m_prime else { return len };
+        let (from, to) = self.between(len);
+        let gone = match self.selection {
+            Selection::Global if len <= self.min_len => 0,
+            Selection::Global => {
+                let groups = (to - from - self.focal(to - from)) / self.group_size;
+                groups * (self.group_size - 1)
+            }
+            Selection::CausalBlock => {
+                let (single, groups) = self.block_split(block);
+                self.closed_blocks(len) * (block - single - groups)
+            }
+        };
+        len - gone
+    }
+}
+
+impl DgaConfig {
+    /// Keys that all queries of a text of `len` tokens see together; under global selection as if each were the last.
+    fn seen(&self, len: usize) -> f64 {
+        let all = |n: usize| n as f64 * (n as f64 + 1.0) / 2.0;
+        let Some(block) = self.m_prime else { return all(len) };
+        if self.selection == Selection::Global {
+            // Its groups grow evenly with the text; a query sees at most m - 1 more.
+            return all(len) * self.kept(len) as f64 / (len as f64).max(1.0);
+        }
+        let (single, groups) = self.block_split(block);
+        let saved = (block - single - groups) as f64;
+        // Block c is compressed after this many tokens; later queries save.
+        let closes = (1..=self.closed_blocks(len)).map(|c| self.sink.min(len) + self.window + c * block);
+        all(len) - closes.map(|at| saved * (len - at) as f64).sum::<f64>()
+    }
 }
 
 /// ceil(m / (1 - gamma)): so many tokens hold m that are not focal. None if all are focal.
-fn default_m_prime(group_size: usize, focal_ratio: f64) -> Option<usize> {
+fn paper_block(group_size: usize, focal_ratio: f64) -> Option<usize> {
     (focal_ratio < 1.0).then(|| (group_size as f64 / (1.0 - focal_ratio)).ceil() as usize)
 }
 
@@ -116,6 +161,7 @@ const KNOWN: &[&str] = &[
     "min_len",
     "m_prime",
     "sink",
+    "window",
     "layers",
 ];
 
@@ -149,7 +195,8 @@ pub(crate) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Arc<dyn
     }
     let mut dga = DgaConfig::new(group_size, focal_ratio);
     dga.score_queries = at_least("score_queries", 1, dga.score_queries)?;
-    dga.sink = at_least("sink", 0, 0)?;
+    dga.sink = at_least("sink", 0, dga.sink)?;
+    dga.window = at_least("window", 0, dga.window)?;
     dga.score_mode = match inner.text("score_mode")? {
         None | Some("last") => ScoreMode::Last,
         Some("last_strided") => ScoreMode::LastStrided,
@@ -190,19 +237,6 @@ pub(crate) fn configure(keys: &Keys<'_>, config: &ModelConfig) -> Result<Arc<dyn
             );
         }
     }
-    if let Some(block) = dga.m_prime
-        && dga.sink > dga.block_split(block).0
-    {
-        return bad(
-            "sink",
-            format!(
-                "must be at most the {} focal tokens of a block of m_prime = {block}, is {}",
-                dga.block_split(block).0,
-                dga.sink
-            ),
-            "raise focal_ratio or m_prime",
-        );
-    }
     let all = config.layers.len();
     dga.layers = match inner.counts("layers")? {
         Some(list) if list.iter().any(|&l| l >= all) => {
@@ -240,8 +274,12 @@ impl Method for DgaConfig {
             Selection::Global => "global selection: looks ahead in a whole text",
             Selection::CausalBlock => "causal_block selection",
         };
+        let exempt = match (self.sink, self.window) {
+            (0, 0) => String::new(),
+            (sink, window) => format!("first {sink} and last {window} exact, "),
+        };
         format!(
-            "groups of {}, {} % focal, {selection}",
+            "groups of {}, {} % focal, {exempt}{selection}",
             self.group_size,
             100.0 * self.focal_ratio
         )
@@ -257,17 +295,21 @@ impl Method for DgaConfig {
     }
 
     fn costs(&self, config: &ModelConfig, context: usize, element: usize) -> Vec<Cost> {
-        let (s, gamma, m) = (context as f64, self.focal_ratio, self.group_size as f64);
+        let s = context as f64;
         let all = config.layers.len();
         let layers = (0..all).filter(|&l| self.applies(l)).count();
         let (on, off) = (layers as f64, (all - layers) as f64);
-        let buffer = self.m_prime.map_or(0.0, |b| (b as f64 - 1.0).min(s));
-        let kept = (gamma * s + (1.0 - gamma) * s / m + buffer).min(s);
+        let kept = self.kept(context) as f64;
+        let seen = self.seen(context);
         let (h, c) = (config.heads as f64, config.head_dim as f64);
         let per_key = 2.0 * (config.kv_heads * config.head_dim) as f64;
         let prefill_full = 2.0 * h * c * s * s * all as f64;
-        let scoring = (self.score_queries as f64).min(s) * s + 2.0 * (1.0 - gamma) * s;
-        let prefill = 2.0 * h * c * ((scoring + s * s * (gamma + (1.0 - gamma) / m)) * on + s * s * off);
+        // A newest query scores each block, and its groups again; under global selection the sampled ones score all.
+        let scoring = match self.selection {
+            Selection::Global => (self.score_queries as f64).min(s) * s + 2.0 * s,
+            Selection::CausalBlock => 2.0 * s,
+        };
+        let prefill = 2.0 * h * c * ((scoring + 2.0 * seen) * on + s * s * off);
         vec![
             Cost {
                 what: "parameters added".into(),
@@ -279,13 +321,19 @@ impl Method for DgaConfig {
                 what: format!("keys per query, {context} tokens in context"),
                 full: s,
                 method: kept,
-                formula: "gamma S + (1 - gamma) S / m + at most m' - 1 in the buffer",
+                formula: "first + focal + groups + recent tokens, those not yet grouped among them",
+            },
+            Cost {
+                what: format!("keys per query, mean over a text of {context} tokens"),
+                full: (s + 1.0) / 2.0,
+                method: seen / s.max(1.0),
+                formula: "the same, at every token",
             },
             Cost {
                 what: format!("KV bytes, {context} tokens in context"),
                 full: per_key * s * element as f64 * all as f64,
-                method: per_key * (kept * 4.0 * on + s * element as f64 * off),
-                formula: "kept keys, held as f32",
+                method: element as f64 * per_key * (kept * on + s * off),
+                formula: "kept keys, as long as those of full attention",
             },
             Cost {
                 what: format!("attention FLOPs per token, {context} tokens in context"),
@@ -297,7 +345,7 @@ impl Method for DgaConfig {
                 what: format!("attention FLOPs of a prompt of {context} tokens"),
                 full: prefill_full,
                 method: prefill,
-                formula: "2 · H · hd · (r S + 2 (1 - gamma) S + S² (gamma + (1 - gamma) / m)) per layer",
+                formula: "4 · H · hd · keys of all queries per layer, and the scores that decide",
             },
         ]
     }

@@ -1,9 +1,9 @@
-//! The f32 outputs by the vector kernel: what a query sees of finished things is a prefix of one list.
+//! The f32 outputs of a whole prompt under global selection, by the vector kernel: what a query sees of finished things is a
+//! prefix of one list. (Under block selection the cache itself walks over a text, see `cache.rs`.)
 //!
 //! Focal tokens, tail and groups, sorted by the first query that sees them for good, are keys of ordinary causal attention
 //! in which query i stands at the place of the last of them that it sees. What is still undecided at i (members of an
-//! unfinished group; under block selection, the query's own block) is at most a block of keys, added by plain loops. The
-//! two softmaxes are joined by their denominators. A bias is one more dimension of queries and keys.
+//! unfinished group, or of groups within the window) are a few keys, added by plain loops. The two softmaxes are joined by their denominators. A bias is one more dimension of queries and keys.
 
 use super::{
     Layout, Shape,
@@ -25,39 +25,27 @@ struct Order {
 }
 
 impl Order {
-    fn new(layout: &Layout, blocks: Option<usize>) -> Self {
+    fn new(layout: &Layout) -> Self {
         let len = layout.len;
-        // Under block selection a token is settled when its block is, whether it became focal or not: else the rounding
-        // of earlier queries would tell which. An unfinished block never is.
-        let settles = |t: usize| match blocks {
-            None => t,
-            Some(block) if (t / block + 1) * block <= len => (t / block + 1) * block,
-            Some(_) => usize::MAX,
-        };
-        let singles = layout.focal.iter().chain(&layout.tail).map(|&t| (settles(t), t));
+        let singles = layout.focal.iter().chain(&layout.tail).map(|&t| (t, t));
         let groups = layout.groups.iter().enumerate().map(|(j, g)| (g.close, len + j));
         let mut settled: Vec<(usize, usize)> = singles.chain(groups).filter(|&(from, _)| from < len).collect();
         settled.sort_unstable();
         let seen = (0..len)
             .map(|i| settled.partition_point(|&(from, _)| from <= i))
             .collect();
+        // Members of all groups in order; groups are finished one after the other.
         let (mut open, mut open_tokens) = (Vec::with_capacity(len), Vec::new());
-        if let Some(block) = blocks {
-            open_tokens.extend(0..len);
-            open.extend((0..len).map(|i| i / block * block..i + 1));
-        } else {
-            // Members of all groups in order; groups are finished one after the other.
-            let mut starts = Vec::with_capacity(layout.groups.len());
-            for group in &layout.groups {
-                starts.push(open_tokens.len());
-                open_tokens.extend(&group.members);
-            }
-            for i in 0..len {
-                let to = open_tokens.partition_point(|&t| t <= i);
-                let finished = layout.groups.partition_point(|g| g.close <= i);
-                let from = starts.get(finished).copied().unwrap_or(to);
-                open.push(from.min(to)..to);
-            }
+        let mut starts = Vec::with_capacity(layout.groups.len());
+        for group in &layout.groups {
+            starts.push(open_tokens.len());
+            open_tokens.extend(&group.members);
+        }
+        for i in 0..len {
+            let to = open_tokens.partition_point(|&t| t <= i);
+            let finished = layout.groups.partition_point(|g| g.close <= i);
+            let from = starts.get(finished).copied().unwrap_or(to);
+            open.push(from.min(to)..to);
         }
         Self {
             settled: settled.into_iter().map(|(_, unit)| unit).collect(),
@@ -68,13 +56,13 @@ impl Order {
     }
 }
 
-/// Outputs `[B,T,H,hd]` of prepared heads; `blocks` is the block length under block selection.
-pub(super) fn outputs(heads: &[Head<f32>], shape: &Shape, spans: &[RowSpan], blocks: Option<usize>) -> Vec<f32> {
+/// Outputs `[B,T,H,hd]` of prepared heads.
+pub(super) fn outputs(heads: &[Head<f32>], shape: &Shape, spans: &[RowSpan]) -> Vec<f32> {
     let (rep, hd, hk) = (shape.rep(), shape.head_dim, shape.kv_heads);
     let mut out = vec![0f32; shape.batch * shape.len * shape.heads * hd];
     for (n, head) in heads.iter().enumerate() {
         let real = shape.real(spans, n / hk);
-        let made = one(head, shape, blocks);
+        let made = one(head, shape);
         for (i, t) in real.enumerate() {
             let at = ((n / hk * shape.len + t) * shape.heads + n % hk * rep) * hd;
             out[at..at + rep * hd].copy_from_slice(&made[i * rep * hd..(i + 1) * rep * hd]);
@@ -84,14 +72,14 @@ pub(super) fn outputs(heads: &[Head<f32>], shape: &Shape, spans: &[RowSpan], blo
 }
 
 /// `[len, rep, hd]`.
-fn one(head: &Head<f32>, shape: &Shape, blocks: Option<usize>) -> Vec<f32> {
+fn one(head: &Head<f32>, shape: &Shape) -> Vec<f32> {
     /// Tokens per task of the plain part.
     const TOKENS: usize = 16;
     let (len, rep, hd, scale) = (head.layout.len, shape.rep(), shape.head_dim, shape.scale as f32);
     if len == 0 {
         return Vec::new();
     }
-    let order = Order::new(&head.layout, blocks);
+    let order = Order::new(&head.layout);
     let biased = head.bias.iter().any(|&b| b != 0.0);
     let width = hd + usize::from(biased);
     // Key 0 is nobody's: a query that sees no settled key stands there.

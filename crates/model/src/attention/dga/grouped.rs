@@ -1,11 +1,11 @@
 //! Attention over single tokens and groups, forward and backward, in plain loops that also run in f64.
 
 use super::{
-    DgaConfig, Layout, fast,
+    DgaCache, DgaConfig, Layout, Selection, fast,
     layout::{Pair, Rows, add_scaled, aggregate, bias, decide, dot, softmax},
 };
-use crate::error::Result;
-use ounce_kernels::{Float, parallel_chunks_mut, parallel_for};
+use crate::{cache::CacheType, error::Result};
+use ounce_kernels::{Compute, Float, parallel_chunks_mut, parallel_for};
 use ounce_tensor::{DType, Element, Tensor, TensorError, ops::RowSpan};
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +39,7 @@ impl Shape {
         from..span.kv_len.saturating_sub(span.q_start).clamp(from, self.len)
     }
 
-    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &[RowSpan]) -> Result<()> {
+    pub(super) fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &[RowSpan]) -> Result<()> {
         let kv = [self.batch, self.len, self.kv_heads, self.head_dim];
         let fits = self.kv_heads > 0
             && self.heads.is_multiple_of(self.kv_heads)
@@ -129,7 +129,8 @@ impl<T: Float> Head<T> {
                 let members = || group.members.iter().map(|t| t * hd..(t + 1) * hd);
                 let k: Vec<&[T]> = members().map(|at| &keys[at]).collect();
                 let v: Vec<&[T]> = members().map(|at| &values[at]).collect();
-                aggregate(&queries, &k, &v, scale)
+                let scores = queries.iter().map(|q| k.iter().map(|k| dot(q, k) * scale).collect());
+                aggregate(scores.collect(), &k, &v)
             })
             .collect();
         let mut biases = vec![T::ZERO; layout.len];
@@ -225,7 +226,18 @@ pub fn attention(
     shape: &Shape,
     spans: &[RowSpan],
     dga: &DgaConfig,
+    compute: Compute,
 ) -> Result<Tensor> {
+    if dga.selection == Selection::CausalBlock && q.dtype() == DType::F32 {
+        // The outputs are what a cache makes of the text; a tape needs the groups, too.
+        let mut cache = DgaCache::new(dga.clone(), CacheType::F32, shape.batch, shape.kv_heads, shape.head_dim);
+        let out = cache.attend(q, k, v, shape, spans, compute)?;
+        if ![q, k, v].iter().any(|t| t.needs_grad()) {
+            return Ok(out);
+        }
+        let heads = heads_with::<f32>(q, k, v, shape, spans, dga, &[])?;
+        return recorded(q, k, v, out, heads, shape, spans, dga);
+    }
     attention_with(q, k, v, shape, spans, dga, &[])
 }
 
@@ -241,12 +253,16 @@ pub(super) fn attention_with(
 ) -> Result<Tensor> {
     if q.dtype() == DType::F64 {
         let heads = heads_with::<f64>(q, k, v, shape, spans, dga, layouts)?;
-        let out = outputs(&heads, shape, spans);
+        let out = Tensor::new(outputs(&heads, shape, spans), q.shape())?;
         return recorded(q, k, v, out, heads, shape, spans, dga);
     }
     let heads = heads_with::<f32>(q, k, v, shape, spans, dga, layouts)?;
-    let out = fast::outputs(&heads, shape, spans, dga.blocks());
-    recorded(q, k, v, out, heads, shape, spans, dga)
+    let out = if dga.selection == Selection::Global {
+        fast::outputs(&heads, shape, spans)
+    } else {
+        outputs(&heads, shape, spans)
+    };
+    recorded(q, k, v, Tensor::new(out, q.shape())?, heads, shape, spans, dga)
 }
 
 /// All rows and key heads `[B·Hk]`: their layouts and aggregated pairs.
@@ -333,13 +349,12 @@ fn recorded<T: Float + Element>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    out: Vec<T>,
+    out: Tensor,
     heads: Vec<Head<T>>,
     shape: &Shape,
     spans: &[RowSpan],
     dga: &DgaConfig,
 ) -> Result<Tensor> {
-    let out = Tensor::new(out, q.shape())?;
     let (shape, spans, dga): (Shape, Arc<[RowSpan]>, DgaConfig) = (*shape, spans.into(), dga.clone());
     Ok(out.recorded(&[q, k, v], move |dy, _| {
         let dout = dy.values::<T>().ok_or_else(|| dtype(&dy))?;

@@ -97,12 +97,15 @@ fn global<T: Float>(rows: &Rows<'_, T>, dga: &DgaConfig) -> (Layout, Vec<f64>) {
         }
     }
     let score: Vec<f64> = score.into_iter().map(Float::to_f64).collect();
-    let focal = largest(&score, dga.focal(len), dga.sink);
+    // Between the first tokens and the recent ones.
+    let (from, to) = dga.between(len);
+    let chosen = largest(&score[from..to], dga.focal(to - from));
+    let focal: Vec<usize> = (0..from).chain(chosen.into_iter().map(|t| from + t)).collect();
     let mut is_focal = vec![false; len];
     for &t in &focal {
         is_focal[t] = true;
     }
-    let rest: Vec<usize> = (0..len).filter(|&t| !is_focal[t]).collect();
+    let rest: Vec<usize> = (from..to).filter(|&t| !is_focal[t]).collect();
     let groups: Vec<Group> = rest
         .chunks_exact(m)
         .map(|members| {
@@ -110,11 +113,11 @@ fn global<T: Float>(rows: &Rows<'_, T>, dga: &DgaConfig) -> (Layout, Vec<f64>) {
             Group {
                 members: members.to_vec(),
                 query: end,
-                close: end,
+                close: end + dga.window,
             }
         })
         .collect();
-    let tail = rest[groups.len() * m..].to_vec();
+    let tail = rest[groups.len() * m..].iter().copied().chain(to..len).collect();
     let layout = Layout {
         len,
         focal,
@@ -141,11 +144,14 @@ fn scoring_queries(len: usize, dga: &DgaConfig) -> Vec<usize> {
 fn blocks<T: Float>(rows: &Rows<'_, T>, dga: &DgaConfig) -> Layout {
     let mut layout = Layout::exact(rows.len);
     let Some(block) = dga.m_prime else { return layout };
-    for start in (0..rows.len / block).map(|c| c * block) {
-        let newest = start + block - 1;
+    let from = dga.sink.min(rows.len);
+    layout.focal.extend(0..from);
+    let closed = dga.closed_blocks(rows.len);
+    for start in (0..closed).map(|c| from + c * block) {
+        let newest = start + block + dga.window - 1;
         let queries: Vec<&[T]> = (0..rows.rep).map(|a| rows.query(a, newest)).collect();
         let keys = &rows.keys[start * rows.hd..(start + block) * rows.hd];
-        let (focal, groups) = split_block(&queries, keys, rows.scale, dga, dga.sink.saturating_sub(start));
+        let (focal, groups) = split_block(&logits(&queries, keys, rows.scale), block, dga);
         layout.focal.extend(focal.iter().map(|t| start + t));
         layout.groups.extend(groups.iter().map(|members| Group {
             members: members.iter().map(|t| start + t).collect(),
@@ -153,40 +159,49 @@ fn blocks<T: Float>(rows: &Rows<'_, T>, dga: &DgaConfig) -> Layout {
             close: newest + 1,
         }));
     }
-    layout.tail.retain(|&t| t >= rows.len / block * block);
+    layout.tail = (from + closed * block..rows.len).collect();
     layout
 }
 
-/// Focal tokens and groups of one block of keys `[b, hd]`, decided by the newest queries; `sink` tokens at its start are
-/// focal anyway.
-pub(super) fn split_block<T: Float>(
-    queries: &[&[T]],
-    keys: &[T],
-    scale: T,
-    dga: &DgaConfig,
-    sink: usize,
-) -> (Vec<usize>, Vec<Vec<usize>>) {
-    let block = keys.len() / queries[0].len();
+/// Scores of all queries with all keys `[n, hd]`, query by query.
+pub(super) fn logits<T: Float>(queries: &[&[T]], keys: &[T], scale: T) -> Vec<T> {
+    let of = |q: &&'_ [T]| {
+        let q = *q;
+        keys.chunks_exact(q.len())
+            .map(move |k| dot(q, k) * scale)
+            .collect::<Vec<T>>()
+    };
+    queries.iter().flat_map(of).collect()
+}
+
+/// The scores with some of the keys, a list per query.
+pub(super) fn picked<T: Float>(logits: &[T], keys: usize, members: &[usize]) -> Vec<Vec<T>> {
+    let of = |row: &[T]| members.iter().map(|&t| row[t]).collect();
+    logits.chunks_exact(keys).map(of).collect()
+}
+
+/// Focal tokens and groups of one block, decided by the scores of its judges, `block` of them per query.
+pub(super) fn split_block<T: Float>(logits: &[T], block: usize, dga: &DgaConfig) -> (Vec<usize>, Vec<Vec<usize>>) {
     let mut score = vec![T::ZERO; block];
-    let mut row = Vec::new();
-    for query in queries {
-        softmax_scores(query, keys, scale, &mut row);
+    for row in logits.chunks_exact(block) {
+        let mut row = row.to_vec();
+        softmax(&mut row);
         for (s, &p) in score.iter_mut().zip(&row) {
             *s += p;
         }
     }
     let score: Vec<f64> = score.into_iter().map(Float::to_f64).collect();
-    let focal = largest(&score, dga.block_split(block).0, sink);
-    let rest: Vec<usize> = (0..block).filter(|t| !focal.contains(t)).collect();
+    let focal = largest(&score, dga.block_split(block).0);
+    let mut rest = (0..block).collect::<Vec<usize>>();
+    rest.retain(|t| focal.binary_search(t).is_err());
     let groups = rest.chunks_exact(dga.group_size).map(<[usize]>::to_vec).collect();
     (focal, groups)
 }
 
-/// Indices of the `count` largest scores, ascending; ties go to the lower index, the first `sink` always win.
-fn largest(score: &[f64], count: usize, sink: usize) -> Vec<usize> {
+/// Indices of the `count` largest scores, ascending; ties go to the lower index.
+fn largest(score: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..score.len()).collect();
-    let rank = |t: usize| if t < sink { f64::INFINITY } else { score[t] };
-    order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| score[b].total_cmp(&score[a]).then(a.cmp(&b)));
     order.truncate(count);
     order.sort_unstable();
     order
@@ -246,18 +261,14 @@ pub(super) struct Pair<T> {
     pub(super) entropy: T,
 }
 
-/// Aggregates members by the queries of all heads that share their key head.
-pub(super) fn aggregate<T: Float>(queries: &[&[T]], keys: &[&[T]], values: &[&[T]], scale: T) -> Pair<T> {
-    let hd = queries[0].len();
-    let per_head: Vec<Vec<T>> = queries
-        .iter()
-        .map(|q| {
-            let mut row: Vec<T> = keys.iter().map(|k| dot(q, k) * scale).collect();
-            softmax(&mut row);
-            row
-        })
-        .collect();
-    let share = T::ONE / T::from_f64(queries.len() as f64);
+/// Aggregates members by the scores `[queries][m]` that the queries of all heads of their key head have with them.
+pub(super) fn aggregate<T: Float>(mut logits: Vec<Vec<T>>, keys: &[&[T]], values: &[&[T]]) -> Pair<T> {
+    let hd = keys[0].len();
+    for row in &mut logits {
+        softmax(row);
+    }
+    let per_head = logits;
+    let share = T::ONE / T::from_f64(per_head.len() as f64);
     let (mut key, mut value, mut entropy) = (vec![T::ZERO; hd], vec![T::ZERO; hd], T::ZERO);
     let mut weights = vec![T::ZERO; keys.len()];
     for (i, w) in weights.iter_mut().enumerate() {

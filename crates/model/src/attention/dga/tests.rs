@@ -6,6 +6,7 @@ use super::{
     DgaCache, DgaConfig, GroupBias, Layout, Selection, Shape,
     grouped::{attention, attention_with, heads},
 };
+use crate::cache::CacheType;
 use ounce_kernels::{Compute, Philox};
 use ounce_tensor::{
     Tensor, gradcheck,
@@ -68,7 +69,7 @@ fn exact([q, k, v]: &[Tensor; 3], s: &Shape) -> Vec<f32> {
 }
 
 fn grouped([q, k, v]: &[Tensor; 3], s: &Shape, config: &DgaConfig) -> Vec<f32> {
-    attention(q, k, v, s, &spans(s), config).unwrap().to_f32()
+    attention(q, k, v, s, &spans(s), config, Compute::F32).unwrap().to_f32()
 }
 
 fn config(group_size: usize, focal_ratio: f64, selection: Selection) -> DgaConfig {
@@ -97,6 +98,15 @@ fn the_limits_are_exact_attention() {
             for (name, m, gamma) in [("gamma = 1", 4, 1.0), ("m = 1", 1, 0.2), ("m > L", 38, 0.1)] {
                 let got = grouped(&inputs, &s, &config(m, gamma, selection));
                 assert!(worst(&got, &reference) < 2e-6, "{name}, {selection:?}");
+            }
+            for (sink, window) in [(0, 37), (40, 0), (30, 7)] {
+                let mut dga = config(4, 0.1, selection);
+                (dga.sink, dga.window) = (sink, window);
+                let got = grouped(&inputs, &s, &dga);
+                assert!(
+                    worst(&got, &reference) < 2e-6,
+                    "sink {sink}, window {window}, {selection:?}"
+                );
             }
             let got = grouped(&inputs, &s, &config(4, 0.1, selection));
             assert!(
@@ -171,10 +181,10 @@ proptest! {
 
     #[test]
     fn every_query_sees_every_earlier_token_once(len in 1usize..60, m in 1usize..9, gamma in 0.0f64..1.0,
-        block: bool, sink in 0usize..2, seed in 0u64..1000) {
+        block: bool, sink in 0usize..4, window in 0usize..12, seed in 0u64..1000) {
         let s = shape(1, len, 2, 1);
         let mut dga = config(m, gamma, BOTH[usize::from(block)]);
-        dga.sink = sink.min(dga.m_prime.map_or(0, |b| dga.block_split(b).0));
+        (dga.sink, dga.window) = (sink, window);
         let inputs = qkv(&s, seed);
         let mut seen = Vec::new();
         for layout in layouts(&inputs, &s, &dga) {
@@ -188,35 +198,45 @@ proptest! {
                 prop_assert_eq!(tokens, (0..=i).collect::<Vec<_>>(), "query {}", i);
             }
             if !block {
-                let focal = (gamma * len as f64).ceil() as usize;
-                prop_assert_eq!(layout.focal.len(), focal.max(dga.sink).min(len));
-                prop_assert_eq!(layout.groups.len(), (len - layout.focal.len()) / m);
+                let free = len.saturating_sub(sink + window);
+                let focal = ((gamma * free as f64).ceil() as usize).min(free);
+                prop_assert_eq!(layout.focal.len(), focal + sink.min(len));
+                prop_assert_eq!(layout.groups.len(), (free - focal) / m);
             }
-            prop_assert!((0..dga.sink.min(layout.focal.len())).all(|t| layout.focal.contains(&t)));
+            let single = |t: &usize| layout.groups.iter().all(|g| !g.members.contains(t));
+            prop_assert!((0..sink.min(len)).all(|t| single(&t)));
+            for i in 0..len {
+                layout.visible(i, &mut seen);
+                prop_assert!(((i + 1).saturating_sub(window)..=i).all(|t| seen.contains(&t)), "query {}", i);
+            }
+            prop_assert_eq!(layout.focal.len() + layout.groups.len() + layout.tail.len(), dga.kept(len));
         }
     }
 
     #[test]
     fn the_kernel_equals_the_plain_loops(len in 1usize..90, m in 1usize..9, gamma in 0.0f64..1.0, block: bool,
-        bias in 0usize..3, group in 0usize..3, left in 0usize..5, right in 0usize..5, seed in 0u64..1000) {
+        bias in 0usize..3, group in 0usize..3, left in 0usize..5, right in 0usize..5, sink in 0usize..3,
+        window in 0usize..20, seed in 0u64..1000) {
         let (heads_q, kv_heads) = [(4, 4), (4, 2), (3, 1)][group];
         let s = shape(1, len + left + right, heads_q, kv_heads);
         let mut dga = config(m, gamma, BOTH[usize::from(block)]);
         dga.group_bias = [GroupBias::None, GroupBias::LogM, GroupBias::Entropy][bias];
+        (dga.sink, dga.window) = (sink, window);
         let [q, k, v] = &qkv(&s, seed);
         let span = [RowSpan { q_start: 0, kv_begin: left, kv_len: left + len }];
         let made = heads::<f32>(q, k, v, &s, &span, &dga).unwrap();
         let plain = super::grouped::outputs(&made, &s, &span);
-        let fast = super::fast::outputs(&made, &s, &span, dga.blocks());
+        let fast = attention(q, k, v, &s, &span, &dga, Compute::F32).unwrap().to_f32();
         prop_assert!(worst(&fast, &plain) < 5e-6, "{}", worst(&fast, &plain));
     }
 
     #[test]
     fn causal_block_never_looks_ahead(len in 2usize..60, m in 1usize..7, gamma in 0.0f64..0.9, at in 0usize..60,
-        entropy: bool, seed in 0u64..1000) {
+        entropy: bool, sink in 0usize..4, window in 0usize..12, seed in 0u64..1000) {
         let at = at % len;
         let s = shape(1, len, 4, 2);
         let mut dga = config(m, gamma, Selection::CausalBlock);
+        (dga.sink, dga.window) = (sink, window);
         dga.group_bias = if entropy { GroupBias::Entropy } else { GroupBias::None };
         let inputs = qkv(&s, seed);
         let before = grouped(&inputs, &s, &dga);
@@ -228,10 +248,12 @@ proptest! {
     }
 
     #[test]
-    fn frozen_global_layouts_are_causal(len in 12usize..50, at in 0usize..50, seed in 0u64..1000) {
+    fn frozen_global_layouts_are_causal(len in 12usize..50, at in 0usize..50, sink in 0usize..4, window in 0usize..9,
+        seed in 0u64..1000) {
         let at = at % len;
         let s = shape(1, len, 4, 2);
-        let dga = config(4, 0.15, Selection::Global);
+        let mut dga = config(4, 0.15, Selection::Global);
+        (dga.sink, dga.window) = (sink, window);
         let inputs = qkv(&s, seed);
         let frozen = layouts(&inputs, &s, &dga);
         let run = |[q, k, v]: &[Tensor; 3]| {
@@ -268,7 +290,7 @@ fn padding_changes_no_real_token() {
         };
         let width = s.heads * s.head_dim;
         let [q, k, v] = &padded;
-        let out = attention(q, k, v, &s, &spans, &dga).unwrap().to_f32();
+        let out = attention(q, k, v, &s, &spans, &dga, Compute::F32).unwrap().to_f32();
         assert_eq!(&out[5 * width..35 * width], &alone[..], "{selection:?}");
         assert!(
             out[..5 * width]
@@ -276,8 +298,8 @@ fn padding_changes_no_real_token() {
                 .chain(&out[35 * width..38 * width])
                 .all(|&x| x == 0.0)
         );
-        let mut cache = DgaCache::new(dga, 2, 2, s.head_dim);
-        assert_eq!(cache.attend(q, k, v, &s, &spans).unwrap().to_f32(), out);
+        let mut cache = DgaCache::new(dga, CacheType::F32, 2, 2, s.head_dim);
+        assert_eq!(cache.attend(q, k, v, &s, &spans, Compute::F32).unwrap().to_f32(), out);
     }
 }
 
@@ -292,6 +314,8 @@ fn gradients_match_finite_differences() {
                 };
                 let dga = DgaConfig {
                     group_bias,
+                    sink: 1,
+                    window: 2,
                     ..config(3, 0.2, selection)
                 };
                 let make =

@@ -1,10 +1,15 @@
 //! Decoding through the cache: what comes out equals the whole at once, with the groups that decoding comes to.
 
 use super::{
-    super::{DgaCache, Group, GroupBias, Selection, Shape, grouped::attention_with, layout::split_block},
+    super::{
+        DgaCache, Group, GroupBias, Selection, Shape,
+        grouped::attention_with,
+        layout::{logits, split_block},
+    },
     config, grouped, layouts, qkv, shape, spans, worst,
 };
-use crate::layer_cache::LayerCache;
+use crate::{cache::CacheType, layer_cache::LayerCache};
+use ounce_kernels::Compute;
 use ounce_tensor::{
     Tensor,
     ops::{self, RowSpan},
@@ -16,14 +21,15 @@ proptest! {
 
     #[test]
     fn decoding_with_causal_blocks_equals_the_whole_at_once(len in 2usize..50, m in 1usize..7, gamma in 0.0f64..0.9,
-        prompt in 1usize..50, chunk in 1usize..5, sink in 0usize..2, biased: bool, seed in 0u64..1000) {
+        prompt in 1usize..50, chunk in 1usize..5, sink in 0usize..4, window in 0usize..12, biased: bool,
+        seed in 0u64..1000) {
         let s = shape(1, len, 4, 2);
         let mut dga = config(m, gamma, Selection::CausalBlock);
         dga.group_bias = if biased { GroupBias::Entropy } else { GroupBias::None };
-        dga.sink = sink.min(dga.m_prime.map_or(0, |b| dga.block_split(b).0));
+        (dga.sink, dga.window) = (sink, window);
         let inputs = qkv(&s, seed);
         let whole = grouped(&inputs, &s, &dga);
-        let mut cache = DgaCache::new(dga, 1, 2, s.head_dim);
+        let mut cache = DgaCache::new(dga, CacheType::F32, 1, 2, s.head_dim);
         let mut from = 0;
         let mut got = Vec::new();
         while from < len {
@@ -49,7 +55,10 @@ fn part(inputs: &[Tensor; 3], s: &Shape, cache: &mut DgaCache, from: usize, n: u
         kv_len: from + n,
     };
     let shape = Shape { len: n, ..*s };
-    cache.attend(&q, &k, &v, &shape, &[span]).unwrap().to_f32()
+    cache
+        .attend(&q, &k, &v, &shape, &[span], Compute::F32)
+        .unwrap()
+        .to_f32()
 }
 
 #[test]
@@ -83,7 +92,7 @@ fn decoding_after_a_global_prompt_equals_the_same_groups_at_once() {
                     .flat_map(|t| &ks[(t * 2 + g) * hd..][..hd])
                     .copied()
                     .collect();
-                let (focal, groups) = split_block(&queries, &keys, 0.5, &dga, 0);
+                let (focal, groups) = split_block(&logits(&queries, &keys, 0.5), block, &dga);
                 layout.focal.extend(focal.iter().map(|&f| layout.tail[f]));
                 for members in groups {
                     layout.groups.push(Group {
@@ -108,7 +117,7 @@ fn decoding_after_a_global_prompt_equals_the_same_groups_at_once() {
     let whole = attention_with(q, k, v, &s, &spans(&s), &dga, &expected)
         .unwrap()
         .to_f32();
-    let mut cache = DgaCache::new(dga.clone(), 1, 2, hd);
+    let mut cache = DgaCache::new(dga.clone(), CacheType::F32, 1, 2, hd);
     let first = part(&inputs, &s, &mut cache, 0, prompt);
     let width = s.heads * hd;
     assert!(worst(&first, &grouped(&short, &prompt_shape, &dga)) < 1e-6);
@@ -129,7 +138,7 @@ fn decoding_after_a_global_prompt_equals_the_same_groups_at_once() {
 fn the_cache_shrinks_and_goes_back_only_within_its_buffer() {
     let s = shape(1, 64, 2, 1);
     let inputs = qkv(&s, 6);
-    let mut cache = DgaCache::new(config(8, 0.1, Selection::CausalBlock), 1, 1, s.head_dim);
+    let mut cache = DgaCache::new(config(8, 0.1, Selection::CausalBlock), CacheType::F32, 1, 1, s.head_dim);
     part(&inputs, &s, &mut cache, 0, 31);
     // Blocks of 9: 3 closed ones of 1 focal and 1 group each, 4 tokens in the buffer.
     assert_eq!((cache.entries(0, 0), LayerCache::len(&cache)), ((6, 4), 31));
