@@ -9,11 +9,15 @@
 
 mod added;
 mod alphabet;
+mod bpe_files;
+mod build;
 mod error;
 mod files;
+mod gguf;
 mod limits;
 mod stream;
 mod train;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -85,11 +89,48 @@ impl Tokenizer {
     pub fn find(dir: impl AsRef<Path>) -> Result<Option<Self>> {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
-        let Some(bytes) = files::read_bytes(&path)? else {
-            return Ok(None);
-        };
-        let inner = parse(&path, &bytes)?;
-        Self::assemble(inner, Files::read(dir)?, &path).map(Some)
+        let mut files = Files::read(dir)?;
+        if let Some(bytes) = files::read_bytes(&path)? {
+            return Self::assemble(parse(&path, &bytes)?, files, &path).map(Some);
+        }
+        if let Some(inner) = bpe_files::read(dir, &mut files)? {
+            return Self::assemble(inner, files, &dir.join("vocab.json")).map(Some);
+        }
+        let sentencepiece = dir.join("tokenizer.model");
+        if sentencepiece.is_file() {
+            return Err(TokenizerError::unsupported(
+                sentencepiece,
+                "is the only tokenizer here, in sentencepiece's or tiktoken's own form, which is not read",
+                "save the tokenizer once with transformers (`save_pretrained`), which writes a tokenizer.json",
+            ));
+        }
+        Ok(None)
+    }
+
+    /// The tokenizer inside a GGUF file; `None` if it has none.
+    ///
+    /// # Errors
+    /// A kind of tokenizer that the supported architectures do not use, or keys that contradict each other.
+    pub fn from_gguf(metadata: &ounce_formats::gguf::Metadata) -> Result<Option<Self>> {
+        gguf::read(metadata)
+    }
+
+    /// The same tokenizer, for which special tokens in a text are ordinary text.
+    pub fn literal(&self) -> Self {
+        let p = &*self.0;
+        let mut inner = p.inner.clone();
+        inner.set_encode_special_tokens(true);
+        Self(Arc::new(Parts {
+            inner,
+            char_bytes: p.char_bytes.clone(),
+            eos: p.eos.clone(),
+            special: p.special.clone(),
+            chat: p.chat.clone(),
+            config: p.config.clone(),
+            special_map: p.special_map.clone(),
+            template_files: p.template_files.clone(),
+            ..*p
+        }))
     }
 
     /// Loads a `tokenizer.json` held in memory; without the files beside it there is no BOS and no EOS.

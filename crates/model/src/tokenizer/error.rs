@@ -51,6 +51,9 @@ pub enum TokenizerError {
         /// What it said.
         reason: String,
     },
+    /// A key of a GGUF file breaks a rule.
+    #[error(transparent)]
+    Format(#[from] ounce_formats::FormatError),
     /// Training was asked for something impossible.
     #[error("cannot train a tokenizer: {0}")]
     Training(String),
@@ -61,11 +64,11 @@ pub type Result<T> = std::result::Result<T, TokenizerError>;
 
 impl TokenizerError {
     /// What the user can do about it, if anything is known.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
                 Some(if path.ends_with("tokenizer.json") {
-                    "a model folder needs a tokenizer.json, or vocab.json with merges.txt, or tokenizer.model"
+                    "a model folder needs a tokenizer.json, or vocab.json with merges.txt"
                 } else {
                     "check the spelling of the path"
                 })
@@ -73,6 +76,7 @@ impl TokenizerError {
             Self::Io { .. } => None,
             Self::Malformed { .. } => Some("the file is damaged or was edited; download it again"),
             Self::Unsupported { hint, .. } => Some(hint),
+            Self::Format(error) => error.hint(),
             Self::OutOfRange { .. } => Some("does this tokenizer belong to the model?"),
             Self::Backend { .. } => Some("the tokenizer.json may be damaged"),
             Self::Training(_) => Some("see tokenizer.train_vocab and data.train in the recipe"),

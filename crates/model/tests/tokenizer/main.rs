@@ -2,6 +2,7 @@
 
 mod added;
 mod limits;
+mod other_files;
 mod stream;
 
 use std::path::{Path, PathBuf};
