@@ -1,113 +1,38 @@
 //! Text to token ids and back.
 //!
-//! Owns everything between a string and the ids a model sees: loading a Hugging Face folder's `tokenizer.json`, the
-//! begin- and end-of-sequence rules, the bytes behind one id, streaming decode, and training a small byte-level BPE.
-//! It exists because the `tokenizers` crate knows one file only, while the truth about special tokens is spread over
-//! five, and because that crate panics on some malformed files: every call into it passes through one guard that
-//! turns a panic into an error. It knows no model: ids above the vocabulary (a padded embedding) are refused here.
+//! Owns everything between a string and the ids a model sees: loading the tokenizer of a Hugging Face folder in any of
+//! its forms or that of a GGUF file, the begin- and end-of-sequence rules, the bytes behind one id, streaming decode,
+//! and training a small byte-level BPE. It exists because the `tokenizers` crate knows one file only, while the truth
+//! about special tokens is spread over six, and because that crate panics on some malformed files: every call into it
+//! passes through one guard that turns a panic into an error. It knows no model: an id of a padded embedding, beyond
+//! the vocabulary, is the empty text.
 
-mod special;
+mod added;
+mod alphabet;
+mod bpe_files;
+mod build;
+mod error;
+mod files;
+mod gguf;
+mod limits;
 mod stream;
 mod train;
+mod words;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use thiserror::Error;
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
+use alphabet::{Alphabet, byte_piece, char_bytes};
+use error::guard;
+pub use error::{Result, TokenizerError};
+use files::Files;
 pub use stream::StreamDecoder;
 pub use train::{SpecialTokens, train_byte_level_bpe};
-
-/// What can go wrong between text and ids.
-#[derive(Debug, Error)]
-pub enum TokenizerError {
-    /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file is not what its name promises.
-    #[error("{}: {reason}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// The broken rule.
-        reason: String,
-    },
-    /// An id no token has.
-    #[error("token id {id} has no token (ids run to {})", size.saturating_sub(1))]
-    OutOfRange {
-        /// The id.
-        id: u32,
-        /// One more than the largest id in use.
-        size: usize,
-    },
-    /// The `tokenizers` crate refused, or panicked on, well-formed input.
-    #[error("{action} failed: {reason}")]
-    Backend {
-        /// What was being done.
-        action: &'static str,
-        /// What it said.
-        reason: String,
-    },
-    /// Training was asked for something impossible.
-    #[error("cannot train a tokenizer: {0}")]
-    Training(String),
-}
-
-impl TokenizerError {
-    /// What the user can do about it, if anything is known.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
-                Some(if path.ends_with("tokenizer.json") {
-                    "a model folder needs a tokenizer.json; sentencepiece-only folders must be converted first"
-                } else {
-                    "check the spelling of the path"
-                })
-            }
-            Self::Io { .. } => None,
-            Self::Malformed { .. } => Some("the file is damaged or was edited; download it again"),
-            Self::OutOfRange { .. } => Some("does this tokenizer belong to the model?"),
-            Self::Backend { .. } => Some("the tokenizer.json may be damaged"),
-            Self::Training(_) => Some("see tokenizer.train_vocab and data.train in the recipe"),
-        }
-    }
-}
-
-/// Result of this module.
-pub type Result<T> = std::result::Result<T, TokenizerError>;
-
-/// Runs one call into the `tokenizers` crate; its errors and its panics both become [`TokenizerError::Backend`].
-fn guard<T, E: fmt::Display>(action: &'static str, call: impl FnOnce() -> std::result::Result<T, E>) -> Result<T> {
-    // Unwind safety: the tokenizer is immutable but for its word cache, which is behind a lock and only ever skipped.
-    let reason = match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-            .unwrap_or_else(|| "internal panic".into()),
-    };
-    Err(TokenizerError::Backend { action, reason })
-}
-
-/// How the text of one token turns into bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Alphabet {
-    /// Each character stands for one byte (GPT-2's table); the decoder is nothing but that.
-    ByteLevel,
-    /// Pieces of text; `▁` may stand for a space, `<0x0A>` for a byte.
-    Pieces { space: bool, bytes: bool },
-}
 
 struct Parts {
     inner: Inner,
@@ -117,9 +42,14 @@ struct Parts {
     bos: Option<u32>,
     eos: Vec<u32>,
     size: usize,
-    /// `tokenizer_config.json` and `special_tokens_map.json` as found, written back unchanged by `save`.
+    /// How many bytes the normaliser may make of one.
+    growth: usize,
+    special: BTreeMap<String, String>,
+    chat: BTreeMap<String, String>,
+    /// As found, written back unchanged by `save`: `tokenizer_config.json`, `special_tokens_map.json`, templates.
     config: Value,
     special_map: Value,
+    template_files: Vec<(String, String)>,
 }
 
 /// A loaded tokenizer. Immutable; a clone is a reference count.
@@ -138,21 +68,69 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `dir/tokenizer.json`. The ids of BOS and EOS come from `generation_config.json`, `config.json`,
-    /// `tokenizer_config.json` and `special_tokens_map.json`, each optional.
+    /// Loads the tokenizer in `dir`. The ids of BOS and EOS come from `generation_config.json`, `config.json`,
+    /// `tokenizer_config.json` and `special_tokens_map.json`; these, `added_tokens.json` and `tokenizer_config.json`
+    /// may also name tokens that the vocabulary lacks. Each is optional.
     ///
     /// # Errors
-    /// A missing or unreadable `tokenizer.json`; any of these files malformed.
+    /// No tokenizer, or one that cannot be read; any of these files malformed.
     pub fn from_folder(dir: impl AsRef<Path>) -> Result<Self> {
+        let path = dir.as_ref().join("tokenizer.json");
+        Self::find(dir)?.ok_or_else(|| TokenizerError::Io {
+            path,
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        })
+    }
+
+    /// [`Tokenizer::from_folder`] for a folder that may have none: a model without one works with ids.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be read; a file beside it malformed.
+    pub fn find(dir: impl AsRef<Path>) -> Result<Option<Self>> {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let inner = parse(&path, &bytes)?;
-        let files = special::Files::read(dir)?;
-        Self::assemble(inner, files)
+        let mut files = Files::read(dir)?;
+        if let Some(bytes) = files::read_bytes(&path)? {
+            return Self::assemble(parse(&path, &bytes)?, files, &path).map(Some);
+        }
+        if let Some(inner) = bpe_files::read(dir, &mut files)? {
+            return Self::assemble(inner, files, &dir.join("vocab.json")).map(Some);
+        }
+        let sentencepiece = dir.join("tokenizer.model");
+        if sentencepiece.is_file() {
+            return Err(TokenizerError::unsupported(
+                sentencepiece,
+                "is the only tokenizer here, in sentencepiece's or tiktoken's own form, which is not read",
+                "save the tokenizer once with transformers (`save_pretrained`), which writes a tokenizer.json",
+            ));
+        }
+        Ok(None)
+    }
+
+    /// The tokenizer inside a GGUF file; `None` if it has none.
+    ///
+    /// # Errors
+    /// A kind of tokenizer that the supported architectures do not use, or keys that contradict each other.
+    pub fn from_gguf(metadata: &ounce_formats::gguf::Metadata) -> Result<Option<Self>> {
+        gguf::read(metadata)
+    }
+
+    /// The same tokenizer, for which special tokens in a text are ordinary text.
+    pub fn literal(&self) -> Self {
+        let p = &*self.0;
+        let mut inner = p.inner.clone();
+        inner.set_encode_special_tokens(true);
+        Self(Arc::new(Parts {
+            inner,
+            char_bytes: p.char_bytes.clone(),
+            eos: p.eos.clone(),
+            special: p.special.clone(),
+            chat: p.chat.clone(),
+            config: p.config.clone(),
+            special_map: p.special_map.clone(),
+            template_files: p.template_files.clone(),
+            ..*p
+        }))
     }
 
     /// Loads a `tokenizer.json` held in memory; without the files beside it there is no BOS and no EOS.
@@ -160,38 +138,70 @@ impl Tokenizer {
     /// # Errors
     /// Malformed content.
     pub fn from_bytes(json: &[u8]) -> Result<Self> {
-        Self::assemble(parse(Path::new("tokenizer.json"), json)?, special::Files::default())
+        let path = Path::new("tokenizer.json");
+        Self::assemble(parse(path, json)?, Files::default(), path)
     }
 
-    fn assemble(mut inner: Inner, files: special::Files) -> Result<Self> {
+    /// `path` is the file that `inner` was read from.
+    fn assemble(inner: Inner, files: Files, path: &Path) -> Result<Self> {
+        let sources = added::Sources::read(&files)?;
+        Self::with_sources(inner, files, &sources, path)
+    }
+
+    fn with_sources(mut inner: Inner, files: Files, sources: &added::Sources, path: &Path) -> Result<Self> {
         // Truncation and padding saved in tokenizer.json are leftovers of somebody's training run: they would cut
-        // or pad every text without a word. Callers here decide lengths themselves.
+        // or pad every text without a word. Callers here decide lengths themselves. Dropout is for training, too.
         guard("resetting truncation", || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
-        let alphabet = alphabet_of(inner.get_decoder())?;
+        if matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.dropout.is_some()) {
+            let mut model = inner.get_model().clone();
+            if let ModelWrapper::BPE(bpe) = &mut model {
+                bpe.dropout = None;
+            }
+            inner.with_model(model);
+        }
+        let growth = limits::growth(&inner)?.map_err(|rule| {
+            TokenizerError::unsupported(
+                path,
+                rule,
+                "no known tokenizer does; is the file from a source you trust?",
+            )
+        })?;
+        sources.add_to(&mut inner, &files)?;
+        inner.set_encode_special_tokens(files.tokenizer_config["split_special_tokens"] == true);
+        let alphabet = Alphabet::of(inner.get_decoder())?;
         let ids = guard("reading the vocabulary", || Ok::<_, String>(inner.get_vocab(true)))?;
         let size = ids.values().max().map_or(0, |&id| id as usize + 1);
         let (bos, eos) = files.ids(|token| inner.token_to_id(token))?;
-        let (config, special_map) = (files.tokenizer_config, files.special_map);
-        let char_bytes = char_bytes();
         Ok(Self(Arc::new(Parts {
             inner,
             alphabet,
-            char_bytes,
+            char_bytes: char_bytes(),
             bos,
             eos,
             size,
-            config,
-            special_map,
+            growth,
+            special: sources.names(),
+            chat: files.chat_templates()?,
+            config: files.tokenizer_config,
+            special_map: files.special_map,
+            template_files: files.templates,
         })))
     }
 
-    /// The ids of `text`. With `add_special`, the tokenizer's post-processor adds BOS and EOS where it has them; one
-    /// that the text itself already begins (or ends) with is not added again.
+    /// The ids of `text`; special tokens in the text are read as such. With `add_special`, the tokenizer's
+    /// post-processor adds BOS and EOS where it has them; one that the text itself already begins (or ends) with is
+    /// not added again. A text made by a chat template wants no `add_special`: the template writes what it needs.
     ///
     /// # Errors
     /// When the tokenizer cannot represent the text (no unknown token) or is damaged.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        if !limits::fits(self.0.growth, text.len()) {
+            return Err(TokenizerError::Backend {
+                action: "encoding",
+                reason: format!("the normaliser may make {} bytes of one", self.0.growth),
+            });
+        }
         let encoding = guard("encoding", || self.0.inner.encode_fast(text, add_special))?;
         let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
         let n = ids.len();
@@ -206,13 +216,18 @@ impl Tokenizer {
         Ok(ids[usize::from(front)..n - usize::from(back)].to_vec())
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves out special tokens.
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves out special tokens. An id
+    /// without a token (a model whose embedding is padded beyond the vocabulary can produce one) is the empty text.
     ///
     /// # Errors
-    /// [`TokenizerError::OutOfRange`] for an id without a token.
+    /// When the tokenizer is damaged.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        for &id in ids {
-            self.token(id)?;
+        // Some decoders cannot have nothing to decode.
+        if !ids
+            .iter()
+            .any(|&id| self.has(id) && !(skip_special && self.is_special(id)))
+        {
+            return Ok(String::new());
         }
         guard("decoding", || self.0.inner.decode(ids, skip_special))
     }
@@ -230,6 +245,23 @@ impl Tokenizer {
     /// All end-of-sequence ids, most authoritative first (generation configuration, model configuration, tokenizer).
     pub fn eos_ids(&self) -> &[u32] {
         &self.0.eos
+    }
+
+    /// The special tokens by the names they have in a chat template: `bos_token`, `eos_token`, `pad_token` and any
+    /// other `…_token` that the tokenizer names.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.0.special
+    }
+
+    /// The chat template, where there is one: the only one, or of several the one named "default".
+    pub fn chat_template(&self) -> Option<&str> {
+        let only = self.0.chat.values().next().filter(|_| self.0.chat.len() == 1);
+        self.0.chat.get("default").or(only).map(String::as_str)
+    }
+
+    /// All chat templates by name.
+    pub fn chat_templates(&self) -> &BTreeMap<String, String> {
+        &self.0.chat
     }
 
     /// The id of a token spelled exactly so.
@@ -260,7 +292,7 @@ impl Tokenizer {
                     .collect::<Option<Vec<u8>>>()
                     .unwrap_or_else(|| token.into_bytes())
             }
-            Alphabet::Pieces { space, bytes } => match byte_piece(&token) {
+            Alphabet::Pieces { space, bytes, .. } => match byte_piece(&token) {
                 Some(byte) if bytes => vec![byte],
                 _ if space && !self.is_special(id) => token.replace('▁', " ").into_bytes(),
                 _ => token.into_bytes(),
@@ -277,8 +309,8 @@ impl Tokenizer {
         guard("serialising", || self.0.inner.to_string(true))
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into an existing `dir`, so that
-    /// stock loaders (`PreTrainedTokenizerFast`) read them.
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and chat templates into an existing
+    /// `dir`, so that stock loaders (`PreTrainedTokenizerFast`) read them.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -294,7 +326,31 @@ impl Tokenizer {
                 write(dir.join(name), &format!("{value:#}\n"))?;
             }
         }
+        for (name, template) in &self.0.template_files {
+            let path = dir.join(name);
+            if let Some(folder) = path.parent().filter(|&folder| folder != dir) {
+                std::fs::create_dir_all(folder).map_err(|source| TokenizerError::Io {
+                    path: folder.to_owned(),
+                    source,
+                })?;
+            }
+            write(path, template)?;
+        }
         Ok(())
+    }
+
+    fn alphabet(&self) -> Alphabet {
+        self.0.alphabet
+    }
+
+    /// Whether `id` has a token.
+    fn has(&self, id: u32) -> bool {
+        self.token(id).is_ok()
+    }
+
+    /// The byte that `id` is the fallback piece of, where the decoder knows such pieces.
+    fn byte_of(&self, id: u32) -> Option<u8> {
+        self.token(id).ok().as_deref().and_then(byte_piece)
     }
 
     fn token(&self, id: u32) -> Result<String> {
@@ -317,50 +373,4 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Inner> {
             other => other.to_string(),
         },
     })
-}
-
-/// The byte of a byte-fallback piece: `<0x0A>` is 10.
-fn byte_piece(token: &str) -> Option<u8> {
-    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
-}
-
-/// The decoder's wrapper types do not expose their fields; what they serialise to does.
-fn alphabet_of(decoder: Option<&tokenizers::DecoderWrapper>) -> Result<Alphabet> {
-    let value = guard("reading the decoder", || serde_json::to_value(decoder))?;
-    if value["type"] == "ByteLevel" {
-        return Ok(Alphabet::ByteLevel);
-    }
-    let single = std::slice::from_ref(&value);
-    let steps = value["decoders"].as_array().map_or(single, Vec::as_slice);
-    let has = |name: &str| steps.iter().any(|step| step["type"] == name);
-    let replaces = steps
-        .iter()
-        .any(|step| step["type"] == "Replace" && step["pattern"]["String"] == "▁");
-    Ok(Alphabet::Pieces {
-        space: has("Metaspace") || replaces,
-        bytes: has("ByteFallback"),
-    })
-}
-
-/// GPT-2's bijection: printable Latin-1 stands for itself, the other 68 bytes for the code points from 256 on.
-fn byte_chars() -> [char; 256] {
-    let mut next = 256;
-    std::array::from_fn(|byte| {
-        let code = if matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) {
-            byte as u32
-        } else {
-            next += 1;
-            next - 1
-        };
-        char::from_u32(code).expect("invariant: the table stays below U+0180")
-    })
-}
-
-fn char_bytes() -> Vec<Option<u8>> {
-    let mut table = vec![None; 512];
-    for (byte, c) in byte_chars().into_iter().enumerate() {
-        table[c as usize] = Some(byte as u8);
-    }
-    table
 }

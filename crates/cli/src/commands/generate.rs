@@ -47,7 +47,7 @@ pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
         compute: model.compute(),
     };
     let streaming = !global.json && tokenizer.is_some();
-    let mut decoder = tokenizer.as_ref().map(|t| StreamDecoder::new(t, true));
+    let mut decoder = tokenizer.as_ref().map(|t| StreamDecoder::after(t, &prompt, true));
     let mut printed = Ok(());
     // Printed with the first token: a prompt that is refused prints nothing.
     let mut opening = args.prompt.clone().filter(|_| streaming);

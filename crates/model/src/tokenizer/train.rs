@@ -12,7 +12,10 @@ use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::{Result, Tokenizer, TokenizerError, byte_chars, guard, parse, special};
+use super::alphabet::byte_chars;
+use super::error::{Result, TokenizerError, guard};
+use super::files::Files;
+use super::{Tokenizer, parse};
 
 /// A merge seen once only memorises the corpus.
 const LEAST_COUNT: i64 = 2;
@@ -71,12 +74,12 @@ pub fn train_byte_level_bpe<S: AsRef<str>>(
 
     let json = tokenizer_json(&tokens, &merges, &specials);
     let inner = parse("tokenizer.json".as_ref(), json.to_string().as_bytes())?;
-    let files = special::Files {
+    let files = Files {
         tokenizer_config: tokenizer_config(special, &specials),
         special_map: special_map(special),
-        ..special::Files::default()
+        ..Files::default()
     };
-    Tokenizer::assemble(inner, files)
+    Tokenizer::assemble(inner, files, "tokenizer.json".as_ref())
 }
 
 fn ordered(special: SpecialTokens<'_>) -> Result<Vec<&str>> {
