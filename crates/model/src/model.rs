@@ -223,8 +223,11 @@ impl Model {
         }
         let past = |i: usize| caches.get(i).map_or(0, |c| c.len());
         let seqs = rows::seqs(lengths.iter().enumerate().map(|(i, &len)| (past(i), len)));
-        let positions: Vec<usize> = seqs.iter().flat_map(|s| s.past..s.past + s.tokens.len()).collect();
-        let (cos, sin) = self.rope.tables(&positions)?;
+        let tokens = seqs.iter().flat_map(|s| {
+            let length = s.past + s.tokens.len();
+            (s.past..length).map(move |position| (position, length))
+        });
+        let (cos, sin) = self.rope.tables(tokens)?;
         Ok(Ctx {
             ids,
             rows: Rows {
@@ -301,7 +304,7 @@ impl Model {
     /// If there are no ids, one is outside the vocabulary, or the cache refuses.
     pub fn prefill(&self, ids: &[u32], compute: Compute, cache: &mut dyn Cache) -> Result<Tensor> {
         let blocks = self.plan.blocks();
-        let piece = if blocks.iter().all(|b| b.attention().reads_in_pieces()) {
+        let piece = if !self.rope.follows_length() && blocks.iter().all(|b| b.attention().reads_in_pieces()) {
             PIECE
         } else {
             ids.len().max(1)

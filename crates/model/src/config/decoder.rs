@@ -56,11 +56,13 @@ pub(super) fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelCo
             );
         }
     };
+    let mut ignored = Vec::new();
+    let rope = rope::read(keys, max_positions, head_dim, &mut ignored)?;
     let bias = keys.flag("attention_bias", false)?;
     let mut config = ModelConfig {
         model_type: base.into(),
         raw: keys.map.clone(),
-        ignored: Vec::new(),
+        ignored,
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         layers: windows
@@ -74,7 +76,7 @@ pub(super) fn build(keys: &Keys<'_>, base: &str, merged: bool) -> Result<ModelCo
         head_dim,
         max_positions,
         rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
-        rope: rope::read(keys, max_positions)?,
+        rope,
         tied: keys.flag("tie_word_embeddings", false)?,
         qkv_bias: match base {
             "qwen2" => true,
@@ -110,7 +112,14 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
         _ => false,
     };
     let Some(window) = window.filter(|_| switched) else {
-        // A list that asks for windows without giving one is a contradiction the reference would fail on.
+        let listed = keys.get("layer_types").and_then(serde_json::Value::as_array);
+        if listed.is_some_and(|types| types.iter().any(|t| t == "sliding_attention")) {
+            // The reference fails on it.
+            return keys.bad(
+                "layer_types",
+                "asks for sliding windows, which use_sliding_window or sliding_window turns off",
+            );
+        }
         return Ok(vec![None; layers]);
     };
     if let Some(types) = keys
@@ -123,7 +132,7 @@ fn windows(keys: &Keys<'_>, base: &str, layers: usize) -> Result<Vec<Option<usiz
         return types
             .iter()
             .map(|t| match t.as_str() {
-                Some("full_attention") => Ok(None),
+                Some("full_attention" | "attention") => Ok(None),
                 Some("sliding_attention") => Ok(Some(window)),
                 _ => keys.bad(
                     "layer_types",

@@ -1,6 +1,8 @@
 //! The families: which keys each one uses.
 
-use crate::{ffn, plan, residual};
+use super::{Problems, keys::Keys, reference};
+use crate::{attention, ffn, plan, residual};
+use serde_json::{Map, Value};
 
 /// One family: its `model_type` and the keys it uses beside [`COMMON`].
 struct Family {
@@ -50,6 +52,7 @@ const FAMILIES: &[Family] = &[
         used: &[
             "sliding_window",
             "num_local_experts",
+            "num_experts",
             "num_experts_per_tok",
             "router_aux_loss_coef",
         ],
@@ -63,7 +66,6 @@ const FAMILIES: &[Family] = &[
             "layer_types",
             "qkv_bias",
             "num_experts",
-            "num_local_experts",
             "num_experts_per_tok",
             "moe_intermediate_size",
             "shared_expert_intermediate_size",
@@ -95,6 +97,7 @@ const FAMILIES: &[Family] = &[
             "attention_bias",
             "clip_qkv",
             "num_experts",
+            "num_local_experts",
             "num_experts_per_tok",
             "norm_topk_prob",
             "router_aux_loss_coef",
@@ -155,6 +158,42 @@ impl Known {
 
     pub(super) fn names() -> Vec<&'static str> {
         Self::all().map(|f| f.model_type).collect()
+    }
+
+    /// The keys that are used, those included that the file leaves out and the reference has a default for.
+    pub(super) fn complete(
+        &self,
+        keys: &Keys<'_>,
+        merged: bool,
+        problems: &mut Problems,
+        ignored: &mut Vec<String>,
+    ) -> Map<String, Value> {
+        // Ladder and parallel wiring are Llama's code.
+        let class = match self.model_type {
+            residual::LADDER | residual::PARALLEL => "llama",
+            own => own,
+        };
+        let defaults = reference::defaults(class).filter(|_| self.stock);
+        let mut complete = defaults.cloned().unwrap_or_default();
+        for (key, value) in keys.map {
+            if !self.uses(key, merged) && !attention::is_method(key) {
+                continue;
+            }
+            let default = complete.insert(key.clone(), value.clone()).filter(|_| value.is_null());
+            if let Some(default) = default.filter(|_| !reference::may_be_null(class, key)) {
+                let hint = format!("left out it means {default} in this family");
+                problems.add(keys.file, key, "is null, which has no meaning here", hint);
+            }
+        }
+        if let Some((key, other)) = reference::other_name(class)
+            && let Some(value) = complete.remove(other).filter(|v| !v.is_null())
+        {
+            if keys.get(key).is_some_and(|stated| *stated != value) {
+                ignored.push(format!("{key} ({other} goes before it)"));
+            }
+            complete.insert(key.into(), value);
+        }
+        complete
     }
 
     pub(super) fn uses(&self, key: &str, merged: bool) -> bool {

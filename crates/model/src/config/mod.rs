@@ -9,11 +9,12 @@ mod feed_forward;
 pub(crate) mod keys;
 mod problems;
 mod recipe;
+mod reference;
 mod rope;
 mod verdict;
 
 use crate::{
-    attention::{self, Method},
+    attention::Method,
     error::{ModelError, Result},
     ffn::FfnMethod,
     plan::{self, PlanMethod},
@@ -183,6 +184,31 @@ pub enum RopeScaling {
         /// Divisor of every frequency.
         factor: f64,
     },
+    /// By the length of the sequence, beyond the trained one (NTK-aware scaling of the base).
+    Dynamic {
+        /// How strongly.
+        factor: f64,
+        /// The trained length.
+        max_positions: f64,
+    },
+    /// The first frequencies only; the others do not rotate.
+    Proportional {
+        /// Divisor of every frequency.
+        factor: f64,
+        /// How many rotate.
+        rotated: usize,
+    },
+    /// LongRoPE: divisors for each frequency.
+    LongRope {
+        /// In sequences of at most `original_positions` tokens.
+        short: Vec<f64>,
+        /// In longer ones.
+        long: Vec<f64>,
+        /// Context before stretching.
+        original_positions: f64,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+    },
     /// Llama 3.1.
     Llama3 {
         /// Divisor of the low frequencies.
@@ -249,18 +275,16 @@ impl ModelConfig {
             );
         };
         let mut problems = Problems::default();
-        let ignored = verdict::judge(&keys, &family, merged, &mut problems);
-        problems.result()?;
+        let mut ignored = verdict::judge(&keys, &family, merged, &mut problems);
         // Whoever reads on never meets a key that the family does not use.
-        let used = map
-            .iter()
-            .filter(|(key, _)| family.uses(key, merged) || attention::is_method(key));
-        let used = used.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let used = family.complete(&keys, merged, &mut problems, &mut ignored);
+        problems.result()?;
         let keys = Keys { file, map: &used };
         let config = match planned {
             Some(family) => (family.read)(&keys)?,
             None => decoder::build(&keys, base, merged)?,
         };
+        ignored.extend(config.ignored);
         Ok(Self {
             ignored,
             raw: map.clone(),

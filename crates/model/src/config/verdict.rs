@@ -157,6 +157,12 @@ const OWN_CODE: &[&str] = &["AutoConfig", "AutoModel", "AutoModelForCausalLM"];
 /// Ids that some methods' configurations repeat under names of their own; they change nothing elsewhere.
 const IDS: &[&str] = &["bos_id", "pad_id", "mask_id"];
 
+/// Is `key` of no consequence, in every family that does not use it?
+#[cfg(test)]
+pub(super) fn is_harmless(key: &str) -> bool {
+    HARMLESS.contains(&key)
+}
+
 /// Judges every key of a configuration of `family`, and returns those that are ignored. `merged`: written by
 /// `ounce merge`.
 pub(super) fn judge(keys: &Keys<'_>, family: &Known, merged: bool, problems: &mut Problems) -> Vec<String> {

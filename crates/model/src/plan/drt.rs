@@ -147,7 +147,7 @@ impl DrtPlan {
         let encoder = (0..drt.encoder_layers)
             .map(|i| encoder_layer(&format!("model.encoder.layers.{i}"), &s, weights))
             .collect::<Result<_>>()?;
-        let positions: Vec<usize> = (0..drt.positions()).collect();
+        let positions = (0..drt.positions()).map(|p| (p, drt.positions()));
         Ok(Self {
             lower,
             groups,
@@ -156,7 +156,7 @@ impl DrtPlan {
             encoder_norm: weights.param("model.encoder.norm.weight", &d)?,
             chunk_k: weights.linear("model.chunk_k_proj", s.hidden, s.hidden, false)?,
             chunk_v: weights.linear("model.chunk_v_proj", s.hidden, s.hidden, false)?,
-            angles: RopeTable::new(&config.rope, s.head_dim).tables(&positions)?,
+            angles: RopeTable::new(&config.rope, s.head_dim).tables(positions)?,
             drt: drt.clone(),
             shape: s,
         })
