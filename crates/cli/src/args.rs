@@ -166,6 +166,24 @@ pub(crate) struct Train {
     pub(crate) dry_run: bool,
 }
 
+/// What `--overwrite` may replace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Replace {
+    /// A folder that Ounce made, with nothing of anybody else's in it.
+    Ours,
+    /// Any folder that is not read.
+    Any,
+}
+
+/// What is to become of an output folder that exists.
+pub(crate) fn overwrite(asked: Option<Replace>) -> ounce_formats::Overwrite {
+    match asked {
+        None => ounce_formats::Overwrite::Refuse,
+        Some(Replace::Ours) => ounce_formats::Overwrite::Replace,
+        Some(Replace::Any) => ounce_formats::Overwrite::Any,
+    }
+}
+
 /// `ounce merge`.
 #[derive(Debug, Args)]
 #[command(
@@ -187,9 +205,9 @@ pub(crate) struct Merge {
     /// Write a copy of the merged expert for every router output: loads anywhere, is no smaller
     #[arg(long)]
     pub(crate) expanded: bool,
-    /// Replace an existing output folder
-    #[arg(long)]
-    pub(crate) overwrite: bool,
+    /// Replace an output folder that Ounce made; with =any, whatever is there
+    #[arg(long, value_name = "any", num_args = 0..=1, require_equals = true, default_missing_value = "ours", hide_possible_values = true)]
+    pub(crate) overwrite: Option<Replace>,
     /// Continue a run that was killed
     #[arg(long)]
     pub(crate) resume: bool,
@@ -216,9 +234,9 @@ pub(crate) struct Convert {
     /// Say what it will write, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Replace an existing output folder
-    #[arg(long)]
-    pub(crate) overwrite: bool,
+    /// Replace an output folder that Ounce made; with =any, whatever is there
+    #[arg(long, value_name = "any", num_args = 0..=1, require_equals = true, default_missing_value = "ours", hide_possible_values = true)]
+    pub(crate) overwrite: Option<Replace>,
     /// Continue a run that was killed
     #[arg(long)]
     pub(crate) resume: bool,

@@ -6,8 +6,9 @@
 //! `ounce_model::residual`.
 
 use crate::{
-    convert::{Conversion, Options, Plan},
+    convert::{Conversion, Options},
     error::CompressError,
+    pass::{Card, Plan},
 };
 use ounce_model::{LadderLayers, ModelConfig, Opened, Residual, residual::LADDER};
 use serde_json::{Map, Value};
@@ -24,8 +25,11 @@ pub(crate) const CONVERSION: Conversion = Conversion {
 
 /// What the model card says.
 const CARD: &str = "Layers were rewired as a ladder (Ladder Residual, arXiv 2501.06589): `ladder_layers` in `config.json`. \
-    The tensors are those of the original, the function is not: train it on before use. Programs that load it as a plain \
-    Llama would compute something else, so its `model_type` is its own.";
+    The tensors are those of the original, the function is not. Programs that load it as a plain Llama would compute \
+    something else, so its `model_type` is its own.";
+/// What whoever made it should know.
+const ADVICE: &str = "Train it on before use (`ounce train` with `init`): untuned it computes something else, the worse the \
+    more layers are rewired.";
 
 /// The configuration of the rewired model. This is the whole conversion: every tensor is copied.
 ///
@@ -51,14 +55,24 @@ fn ladder_config(original: &Value, layers: Option<LadderLayers>) -> Result<Map<S
     Ok(config)
 }
 
-fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan<'static>, CompressError> {
     let checkpoint = opened.checkpoint();
     let layers = match options.get("layers") {
         None => None,
         Some(text) => Some(read_layers(text)?),
     };
-    let mut plan = Plan::copying(checkpoint, CARD, |_| true);
-    plan.config = ladder_config(checkpoint.config(), layers)?;
+    let config = ladder_config(checkpoint.config(), layers)?;
+    let card = Card {
+        method: CONVERSION.name,
+        what: CARD.into(),
+        parameters: vec![(
+            "layers",
+            config.get("ladder_layers").map_or_else(String::new, Value::to_string),
+        )],
+        advice: Some(ADVICE.into()),
+    };
+    let mut plan = Plan::copying(checkpoint, card, |_| true);
+    plan.config = config;
     Ok(plan)
 }
 

@@ -9,8 +9,9 @@
 //! Heads are shared in the order they are stored, as in the published model; K and V are untouched.
 
 use crate::{
-    convert::{Conversion, Options, Plan, Source, Take},
+    convert::{Conversion, Options},
     error::CompressError,
+    pass::{Card, Plan, Source, Take},
 };
 use ounce_formats::{Dtype, TensorSpec};
 use ounce_model::{
@@ -39,6 +40,10 @@ pub(crate) const CONVERSION: Conversion = Conversion {
     plan,
 };
 
+/// What whoever made it should know.
+const ADVICE: &str = "Train it on before use (`ounce train` with `init`): untuned it is a much worse model than the one it \
+    was made from. With the default split, three heads of four, SmolLM2-135M-Instruct's perplexity goes from 26 to 105.";
+
 fn number<T: std::str::FromStr>(options: &Options, key: &str, default: T) -> Result<T, CompressError> {
     match options.get(key) {
         None => Ok(default),
@@ -52,7 +57,7 @@ fn number<T: std::str::FromStr>(options: &Options, key: &str, default: T) -> Res
     }
 }
 
-fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan<'static>, CompressError> {
     let checkpoint = opened.checkpoint();
     let file = checkpoint.path().join("config.json").display().to_string();
     let before = ModelConfig::parse(&file, checkpoint.config())?;
@@ -72,18 +77,33 @@ fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
     let active = number(options, "active_routed_heads", routed.div_ceil(2))?;
     moh.insert("active_routed_heads".into(), active.into());
 
-    let card = format!(
+    let what = format!(
         "Attention is a mixture of heads (MoH, arXiv 2410.11842): {shared} of {} heads are always on, {active} of the \
-         others per token, chosen by the {router} router. `moh` in `config.json` says so: without it the weights load as an \
-         ordinary model and compute something else.",
+         others per token, chosen by the {router} router. `moh` in `config.json` says so; without it the weights would load as \
+         an ordinary model and compute something else, so the `model_type` is its own.",
         before.heads
     );
+    let all = active == routed && router == "query_norm";
+    let (seed, std) = (number(options, "seed", 0u64)?, number(options, "std", 0.02f64)?);
+    let mut parameters = vec![
+        ("router", router.to_owned()),
+        ("shared_heads", shared.to_string()),
+        ("active_routed_heads", active.to_string()),
+    ];
+    if router == "two_stage" {
+        parameters.extend([("std", std.to_string()), ("seed", seed.to_string())]);
+    }
+    let card = Card {
+        method: CONVERSION.name,
+        what,
+        parameters,
+        advice: (!all).then(|| ADVICE.into()),
+    };
     let mut plan = Plan::copying(checkpoint, card, |_| true);
     plan.config.insert("moh".into(), Value::Object(moh));
     // The same rules as for a file that was read.
     let after = ModelConfig::parse("options", &Value::Object(plan.config.clone()))?;
 
-    let (seed, std) = (number(options, "seed", 0u64)?, number(options, "std", 0.02f64)?);
     if !(std.is_finite() && std >= 0.0) {
         let rule = format!("must not be negative, is {std}");
         return Err(CompressError::input(

@@ -12,8 +12,9 @@
 //! complete; the table itself, the last tensor, is then begun again.
 
 use crate::{
-    convert::{Conversion, Options, Plan, Source, Take},
+    convert::{Conversion, Options},
     error::CompressError,
+    pass::{Card, Plan, Source, Take},
 };
 use ounce_formats::{Checkpoint, Dtype, TensorSpec, fsx};
 use ounce_model::{
@@ -46,7 +47,7 @@ fn replaced(name: &str) -> bool {
     name.starts_with("model.layers.") && (name.contains(".experts.") || name.ends_with(".expert_layernorm.weight"))
 }
 
-fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
+fn plan(opened: &Opened, options: &Options) -> Result<Plan<'static>, CompressError> {
     let checkpoint = opened.checkpoint();
     let dtype = match options.get("dtype").map(String::as_str) {
         None | Some("f32") => (Dtype::F32, DType::F32),
@@ -87,11 +88,18 @@ fn plan(opened: &Opened, options: &Options) -> Result<Plan, CompressError> {
         model.config.vocab_size,
         model.config.layers.len() * count * model.config.hidden_size,
     ];
-    let card = format!(
+    let what = format!(
         "The routed experts of a Mixture of Lookup Experts (arXiv 2503.15798) as a table, `{TABLE}`: a row per token, in \
          the order layer, expert, channel. `{RECORD}` in `config.json` holds the sums that tie it to this model."
     );
+    let card = Card {
+        method: CONVERSION.name,
+        what,
+        parameters: vec![("dtype", dtype.0.to_string())],
+        advice: None,
+    };
     let mut plan = Plan::copying(checkpoint, card, |name| !replaced(name));
+    plan.computed = true;
     plan.config.insert("model_type".into(), "mole_lut".into());
     let block = (BLOCK_VALUES / shape[1].max(1)).clamp(1, BLOCK_ROWS);
     let make = move |take: Take<'_>| table(&model, count, dtype.1, block, take);

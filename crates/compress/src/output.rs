@@ -18,9 +18,9 @@ pub(crate) enum Matrix {
     Down,
 }
 
-/// Where a tensor of the output comes from.
+/// What a tensor of the output consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum Content {
     /// The same bytes.
     Copy,
     /// Rows of the tensor, in this order.
@@ -39,7 +39,7 @@ pub(crate) enum Source {
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub(crate) spec: TensorSpec,
-    pub(crate) source: Source,
+    pub(crate) content: Content,
 }
 
 /// What becomes of the experts of each mixture layer.
@@ -65,22 +65,22 @@ pub(crate) fn items(checkpoint: &Checkpoint, config: &ModelConfig, decision: &De
         let Some(index) = owner else {
             items.push(Item {
                 spec: TensorSpec::new(info.name.clone(), info.dtype, info.shape.clone()),
-                source: Source::Copy,
+                content: Content::Copy,
             });
             continue;
         };
         if info.name.ends_with(".gate.weight") && !info.name.contains(".experts.") {
-            let (shape, source) = match decision {
-                Decision::Merge { .. } => (info.shape.clone(), Source::Copy),
+            let (shape, content) = match decision {
+                Decision::Merge { .. } => (info.shape.clone(), Content::Copy),
                 Decision::Keep(kept) => {
                     let mut shape = info.shape.clone();
                     shape[0] = kept[index].len();
-                    (shape, Source::Rows(kept[index].clone()))
+                    (shape, Content::Rows(kept[index].clone()))
                 }
             };
             items.push(Item {
                 spec: TensorSpec::new(info.name.clone(), info.dtype, shape),
-                source,
+                content,
             });
         } else if !done[index] {
             // The first expert tensor of a layer stands for all of them.
@@ -112,13 +112,13 @@ fn push_experts(
                 Matrix::Down => [config.hidden_size, moe.width],
                 _ => [moe.width, config.hidden_size],
             };
-            let source = match decision {
-                Decision::Merge { .. } => Source::Merged {
+            let content = match decision {
+                Decision::Merge { .. } => Content::Merged {
                     index,
                     group: from,
                     matrix,
                 },
-                Decision::Keep(_) => Source::Expert {
+                Decision::Keep(_) => Content::Expert {
                     index,
                     expert: from,
                     matrix,
@@ -126,14 +126,14 @@ fn push_experts(
             };
             items.push(Item {
                 spec: TensorSpec::new(name, dtype, shape),
-                source,
+                content,
             });
         }
     }
 }
 
 /// The `config.json` of the output.
-pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Value {
+pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Map<String, Value> {
     let mut raw = config.raw.clone();
     let ours = |raw: &mut Map<String, Value>, key: &str, value: Value| {
         raw.insert("model_type".into(), "ounce_merged".into());
@@ -162,6 +162,5 @@ pub(crate) fn output_config(config: &ModelConfig, decision: &Decision<'_>) -> Va
             }
         }
     }
-    raw.insert("ounce_version".into(), env!("CARGO_PKG_VERSION").into());
-    Value::Object(raw)
+    raw
 }

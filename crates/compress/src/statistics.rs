@@ -3,10 +3,10 @@
 //! Symbols: n experts, k experts per token, N calibration tokens, d model width.
 
 use crate::{
+    calibration_pass::not_finite,
     error::{CompressError, LayerError},
     geometry::{Geometry, PairAccumulator},
     oprune::SubsetLosses,
-    pass::not_finite,
     prune::Score,
 };
 use ounce_kernels::{column_sum, row_dots};

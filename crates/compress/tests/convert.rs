@@ -1,7 +1,7 @@
 //! Conversions as a whole: the same function, the same bytes after a stop, and tables that belong elsewhere refused.
 
 use ounce_compress::{CompressError, ConvertJob, convert, estimate_conversion};
-use ounce_formats::{SafetensorsFile, write_file};
+use ounce_formats::{Overwrite, SafetensorsFile, write_file};
 use ounce_model::{Batch, Model, OpenOptions, ffn::mole};
 use ounce_tensor::{Compute, no_grad};
 use std::{
@@ -23,7 +23,7 @@ fn job(model: &Path, out: &Path, dtype: &str) -> ConvertJob {
         to: "mole-lut".into(),
         options: [("dtype".to_owned(), dtype.to_owned())].into(),
         out: out.into(),
-        overwrite: false,
+        overwrite: Overwrite::Refuse,
         resume: false,
         command_line: "ounce convert".into(),
     }
@@ -137,7 +137,7 @@ fn a_stopped_run_continues_to_the_same_bytes() {
         let mut first = u64::MAX;
         let stopped = convert(
             &ConvertJob {
-                overwrite: true,
+                overwrite: Overwrite::Replace,
                 ..job.clone()
             },
             &mut |done, total| stop.store(done * 100 > total * percent, Ordering::Relaxed),
@@ -148,17 +148,17 @@ fn a_stopped_run_continues_to_the_same_bytes() {
         let other = ConvertJob {
             options: [("dtype".to_owned(), "f16".to_owned())].into(),
             resume: true,
-            overwrite: true,
+            overwrite: Overwrite::Replace,
             ..job.clone()
         };
         assert!(
             run(&other)
                 .unwrap_err()
                 .to_string()
-                .contains("was begun with other options")
+                .contains("was begun with another set of options")
         );
         job.resume = true;
-        job.overwrite = true;
+        job.overwrite = Overwrite::Replace;
         let report = convert(&job, &mut |done, _| first = first.min(done), &AtomicBool::new(false)).unwrap();
         assert!(
             first * 100 > report.bytes_after * percent,
@@ -248,7 +248,7 @@ fn values_beyond_f16_are_refused_by_token() {
     assert_eq!(error.hint().unwrap(), "build it with --dtype f32");
     assert!(!out.exists());
     run(&ConvertJob {
-        overwrite: true,
+        overwrite: Overwrite::Replace,
         ..job(&model, &out, "f32")
     })
     .unwrap();
@@ -285,4 +285,139 @@ fn a_model_without_routed_experts_has_no_table() {
     let error = run(&job(&model, &out, "f32")).unwrap_err();
     assert!(error.to_string().contains("has no routed experts"), "{error}");
     assert!(error.hint().is_some() && !out.exists());
+}
+
+/// A job stopped after some tensors, to be continued.
+fn stopped(job: &ConvertJob) {
+    let stop = AtomicBool::new(false);
+    let halfway = &mut |done, total| stop.store(done * 2 > total, Ordering::Relaxed);
+    let result = convert(job, halfway, &stop);
+    assert!(matches!(result, Err(CompressError::Stopped(_))), "{result:?}");
+}
+
+fn ladder(model: &Path, out: &Path) -> ConvertJob {
+    ConvertJob {
+        to: "ladder".into(),
+        options: BTreeMap::new(),
+        ..job(model, out, "f32")
+    }
+}
+
+/// Two models of one configuration must never become one.
+#[test]
+fn a_job_is_continued_with_the_same_files_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    copy(&golden("llama"), &model);
+    fs::write(model.join("generation_config.json"), "{}").unwrap();
+    let job = ladder(&model, &out);
+    stopped(&job);
+    let resumed = ConvertJob {
+        resume: true,
+        ..job.clone()
+    };
+    let refused = |file: &str| {
+        let error = run(&resumed).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("was begun with another {file}")),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("--overwrite starts again"));
+        assert!(!out.exists());
+    };
+    let weights = fs::read(model.join("model.safetensors")).unwrap();
+    let mut other = weights.clone();
+    *other.last_mut().unwrap() ^= 0x80;
+    fs::write(model.join("model.safetensors"), other).unwrap();
+    refused("model.safetensors");
+    fs::write(model.join("model.safetensors"), weights).unwrap();
+    fs::write(model.join("generation_config.json"), "{ }").unwrap();
+    refused("generation_config.json");
+    fs::remove_file(model.join("generation_config.json")).unwrap();
+    refused("generation_config.json");
+    fs::write(model.join("generation_config.json"), "{}").unwrap();
+
+    // A written tensor that was damaged meanwhile.
+    let partial = dir.path().join("out.partial/model.safetensors.partial");
+    let written = fs::read(&partial).unwrap();
+    let mut damaged = written.clone();
+    let data = 8 + u64::from_le_bytes(written[..8].try_into().unwrap()) as usize;
+    damaged[data + 5] ^= 1;
+    fs::write(&partial, damaged).unwrap();
+    let error = run(&resumed).unwrap_err().to_string();
+    assert!(error.contains("does not hold the bytes that were written"), "{error}");
+    fs::write(&partial, written).unwrap();
+    run(&resumed).unwrap();
+    let whole = dir.path().join("whole");
+    run(&ladder(&model, &whole)).unwrap();
+    let bytes = |dir: &Path| fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&whole));
+    // Done: to continue it again is no fault, and nothing happens.
+    run(&resumed).unwrap();
+}
+
+#[test]
+fn a_conversion_passes_on_what_the_model_carries_and_says_what_it_was_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out, again) = (
+        dir.path().join("small-model"),
+        dir.path().join("out"),
+        dir.path().join("again"),
+    );
+    copy(&golden("llama"), &model);
+    let carried = [
+        "chat_template.jinja",
+        "generation_config.json",
+        "added_tokens.json",
+        "LICENSE",
+    ];
+    for name in carried {
+        fs::write(model.join(name), name).unwrap();
+    }
+    fs::write(model.join("README.md"), "---\nlicense: apache-2.0\n---\n# Their card\n").unwrap();
+    fs::write(model.join("thesis.tex"), "x").unwrap();
+    let mut job = ladder(&model, &out);
+    job.to = "moh".into();
+    job.options.insert("shared_heads".into(), "1".into());
+    let report = convert(&job, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
+    assert_eq!(report.left, ["thesis.tex"]);
+    assert!(report.advice.unwrap().starts_with("Train it on before use"));
+    for name in carried {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), name);
+    }
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    for said in [
+        "base_model: \"small-model\"",
+        "license: apache-2.0",
+        "**Train it on before use",
+        "- method: moh",
+        "- shared_heads: 1",
+        "- command: `ounce convert`",
+        "model.safetensors",
+    ] {
+        assert!(card.contains(said), "{said}: {card}");
+    }
+    assert!(
+        fs::read_to_string(out.join("README.source.md"))
+            .unwrap()
+            .contains("# Their card")
+    );
+    run(&ladder(&golden("llama"), &again)).unwrap();
+
+    // Nothing that is read is replaced, and no link is followed out of the model.
+    for overwrite in [Overwrite::Replace, Overwrite::Any] {
+        for place in [&model, &dir.path().to_owned()] {
+            let error = run(&ConvertJob {
+                overwrite,
+                out: place.clone(),
+                ..ladder(&model, &out)
+            })
+            .unwrap_err();
+            assert!(error.to_string().contains("what is read: "), "{error}");
+        }
+    }
+    fs::remove_file(model.join("LICENSE")).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", model.join("LICENSE")).unwrap();
+    let error = run(&ladder(&model, &dir.path().join("link"))).unwrap_err().to_string();
+    assert!(error.contains("LICENSE: is a link out of the checkpoint"), "{error}");
 }

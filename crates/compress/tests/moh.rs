@@ -1,7 +1,7 @@
 //! `convert --to moh`: the weights stay, the function is the one asked for, the routers are where they should be.
 
 use ounce_compress::{ConvertJob, convert};
-use ounce_formats::Checkpoint;
+use ounce_formats::{Checkpoint, Overwrite};
 use ounce_model::{Batch, Model, OpenOptions};
 use ounce_tensor::{Compute, no_grad};
 use std::{
@@ -19,7 +19,7 @@ fn converted(out: &Path, options: &[(&str, &str)]) -> Result<Model, String> {
         to: "moh".into(),
         options: options.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         out: out.into(),
-        overwrite: true,
+        overwrite: Overwrite::Replace,
         resume: false,
         command_line: "test".into(),
     };

@@ -19,7 +19,7 @@ use crate::{
     writer::{SafetensorsWriter, TensorSpec, byte_len, first_duplicate},
 };
 
-/// The key of this writer's lines in the journal: the names that became finished.
+/// The key of this writer's lines in the journal: the tensors that became finished, with the check sums of their bytes.
 const JOURNAL_KEY: &str = "finished_tensors";
 
 /// How weights are split and marked.
@@ -58,7 +58,7 @@ pub struct ShardedWriter {
     /// The index, if there are several shards.
     index: Option<Vec<u8>>,
     /// Complete, but not yet in the journal.
-    uncommitted: Vec<String>,
+    uncommitted: Vec<(String, u32)>,
     finished: usize,
 }
 
@@ -109,16 +109,16 @@ impl ShardedWriter {
     ///
     /// # Errors
     /// As [`ShardedWriter::create`]; also if the journal's finished tensors are not the first declared ones, or the files
-    /// do not hold them.
+    /// do not hold their bytes.
     pub fn resume(
         dir: &Path,
         declared: Vec<TensorSpec>,
         options: &ShardOptions,
         journal: &OutputFolder,
     ) -> Result<Self> {
-        let finished = finished_tensors(journal);
+        let finished = finished_tensors(dir, journal)?;
         let hint = "the job was started with another recipe or model; `--overwrite` starts again";
-        for (i, name) in finished.iter().enumerate() {
+        for (i, (name, _)) in finished.iter().enumerate() {
             if declared.get(i).is_none_or(|spec| spec.name != *name) {
                 let rule = format!(
                     "is number {} of the journal's finished tensors, but not of those to write",
@@ -128,14 +128,15 @@ impl ShardedWriter {
             }
         }
         let mut writer = Self::create(dir, declared, options)?;
-        let mut left = finished.len();
-        while left > 0 {
+        let sums: Vec<u32> = finished.iter().map(|(_, sum)| *sum).collect();
+        let mut left = sums.as_slice();
+        while !left.is_empty() {
             let shard = &writer.shards[writer.at];
-            let here = left.min(shard.specs.len());
+            let (here, rest) = left.split_at(left.len().min(shard.specs.len()));
             let file = SafetensorsWriter::resume(&shard.path, shard.specs.clone(), &writer.metadata, here)?;
             writer.current = Some(file);
             writer.close_if_complete()?;
-            left -= here;
+            left = rest;
         }
         writer.finished = finished.len();
         Ok(writer)
@@ -171,9 +172,9 @@ impl ShardedWriter {
         if !current.write(name, bytes)? {
             return Ok(false);
         }
+        self.uncommitted.push((name.to_owned(), current.last_sum()));
         self.close_if_complete()?;
         self.finished += 1;
-        self.uncommitted.push(name.to_owned());
         Ok(true)
     }
 
@@ -189,7 +190,9 @@ impl ShardedWriter {
         if let Some(current) = &mut self.current {
             current.sync()?;
         }
-        journal.record(&json!({ JOURNAL_KEY: self.uncommitted }))?;
+        let sums = self.uncommitted.iter();
+        let sums: Map<String, Value> = sums.map(|(name, sum)| (name.clone(), json!(sum))).collect();
+        journal.record(&json!({ JOURNAL_KEY: sums }))?;
         self.uncommitted.clear();
         Ok(())
     }
@@ -244,13 +247,18 @@ fn split(dir: &Path, declared: Vec<TensorSpec>, max_bytes: u64) -> Result<(Vec<V
     Ok((groups, total))
 }
 
-fn finished_tensors(journal: &OutputFolder) -> Vec<String> {
-    let lists = journal
-        .entries()
-        .iter()
-        .filter_map(|entry| entry.get(JOURNAL_KEY)?.as_array());
-    lists
-        .flatten()
-        .filter_map(|name| Some(name.as_str()?.to_owned()))
-        .collect()
+fn finished_tensors(dir: &Path, journal: &OutputFolder) -> Result<Vec<(String, u32)>> {
+    let lists = journal.entries().iter().filter_map(|entry| entry.get(JOURNAL_KEY));
+    let mut all = Vec::new();
+    for list in lists {
+        let sums: Option<Map<String, Value>> = list.as_object().cloned();
+        for (name, sum) in sums.unwrap_or_default() {
+            let sum = sum.as_u64().and_then(|sum| u32::try_from(sum).ok()).ok_or_else(|| {
+                let rule = "has no check sum in the journal";
+                FormatError::tensor(dir, &name, rule, "the journal was edited; `--overwrite` starts again")
+            })?;
+            all.push((name, sum));
+        }
+    }
+    Ok(all)
 }

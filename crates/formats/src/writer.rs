@@ -6,9 +6,10 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::File,
+    fs::{self, File},
     io::{BufWriter, Read, Seek, SeekFrom, Write},
     ops::Range,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -129,6 +130,10 @@ pub struct SafetensorsWriter {
     next: usize,
     /// Bytes of it that have been handed over.
     written: u64,
+    /// Check sum of those.
+    sum: crc32fast::Hasher,
+    /// Check sum of the tensor that was completed last.
+    last_sum: u32,
     /// Where `out` stands; unknown after a failed write.
     position: Option<u64>,
 }
@@ -142,7 +147,7 @@ impl SafetensorsWriter {
     pub fn create(path: &Path, specs: Vec<TensorSpec>, metadata: &BTreeMap<String, String>) -> Result<Self> {
         let Layout { header, ranges } = Layout::new(path, &specs, metadata)?;
         let partial = partial_path(path);
-        let file = File::create(&partial).map_err(FormatError::io(path, "create it"))?;
+        let file = fsx::create_new(&partial).map_err(FormatError::io(path, "create it"))?;
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
         out.write_all(&header).map_err(FormatError::io(path, "write it"))?;
         let position = Some(header.len() as u64);
@@ -154,19 +159,22 @@ impl SafetensorsWriter {
             ranges,
             next: 0,
             written: 0,
+            sum: crc32fast::Hasher::new(),
+            last_sum: 0,
             position,
         })
     }
 
-    /// Goes on with a file whose first `finished` declared tensors are on the disk.
+    /// Goes on with a file whose first declared tensors are on the disk, one for each check sum in `finished`.
     ///
     /// # Errors
-    /// The file is gone, was started for other tensors, or is shorter than what is said to be finished.
+    /// The file is gone, was started for other tensors, is shorter than what is said to be finished, or does not hold what
+    /// was written.
     pub(crate) fn resume(
         path: &Path,
         specs: Vec<TensorSpec>,
         metadata: &BTreeMap<String, String>,
-        finished: usize,
+        finished: &[u32],
     ) -> Result<Self> {
         let hint = "`--overwrite` starts again";
         let Layout { header, ranges } = Layout::new(path, &specs, metadata)?;
@@ -178,10 +186,11 @@ impl SafetensorsWriter {
         let mut file = File::options()
             .read(true)
             .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&partial)
             .map_err(FormatError::io(&partial, "continue it"))?;
         // A tensor without elements may lie beyond all that was written, and needs no byte there.
-        let held = ranges[..finished].iter().filter(|r| !r.is_empty());
+        let held = ranges[..finished.len()].iter().filter(|r| !r.is_empty());
         let needed = held.map(|r| r.end).max().unwrap_or(0);
         let len = file
             .metadata()
@@ -198,6 +207,12 @@ impl SafetensorsWriter {
             let rule = "was started for other tensors than are to be written now";
             return Err(FormatError::place(&partial, rule, hint));
         }
+        for ((range, spec), sum) in ranges.iter().zip(&specs).zip(finished) {
+            if sum_of(&mut file, range).map_err(FormatError::io(&partial, "read it"))? != *sum {
+                let rule = "is finished, says the journal, but does not hold the bytes that were written";
+                return Err(FormatError::tensor(&partial, &spec.name, rule, hint));
+            }
+        }
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(Self {
             path: path.to_owned(),
@@ -205,8 +220,10 @@ impl SafetensorsWriter {
             out,
             specs,
             ranges,
-            next: finished,
+            next: finished.len(),
             written: 0,
+            sum: crc32fast::Hasher::new(),
+            last_sum: 0,
             position: None,
         })
     }
@@ -237,13 +254,20 @@ impl SafetensorsWriter {
         }
         self.write_at(start + self.written, bytes)
             .map_err(FormatError::io(&self.path, "write it"))?;
+        self.sum.update(bytes);
         self.written = total;
         if total < declared {
             return Ok(false);
         }
         self.next += 1;
         self.written = 0;
+        self.last_sum = std::mem::take(&mut self.sum).finalize();
         Ok(true)
+    }
+
+    /// The check sum (CRC-32) of the tensor that was completed last.
+    pub(crate) fn last_sum(&self) -> u32 {
+        self.last_sum
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
@@ -284,8 +308,40 @@ impl SafetensorsWriter {
             .get_ref()
             .sync_all()
             .map_err(FormatError::io(&self.path, "flush it to the disk"))?;
+        self.check_ours()?;
         fsx::rename(&self.partial, &self.path)?;
         fsx::sync_parent(&self.path)
+    }
+}
+
+impl SafetensorsWriter {
+    /// Under the temporary name must be the file that was written: somebody may have removed it, and begun another.
+    fn check_ours(&self) -> Result<()> {
+        let io = |action| FormatError::io(&self.partial, action);
+        let ours = self.out.get_ref().metadata().map_err(io("read its number"))?;
+        let there = fs::symlink_metadata(&self.partial).map_err(io("give it its name"))?;
+        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            return Ok(());
+        }
+        let rule = "was replaced while this process wrote it";
+        Err(FormatError::place(
+            &self.partial,
+            rule,
+            "leave the file alone until the command ends",
+        ))
+    }
+}
+
+/// The check sum of a part of a file.
+fn sum_of(file: &mut File, range: &Range<u64>) -> std::io::Result<u32> {
+    file.seek(SeekFrom::Start(range.start))?;
+    let mut part = file.take(range.end - range.start);
+    let (mut sum, mut piece) = (crc32fast::Hasher::new(), vec![0; BUFFER_BYTES]);
+    loop {
+        match part.read(&mut piece)? {
+            0 => return Ok(sum.finalize()),
+            n => sum.update(&piece[..n]),
+        }
     }
 }
 

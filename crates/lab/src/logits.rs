@@ -4,7 +4,7 @@
 //! stays bounded however long the input is: rows run in groups, and the head is applied to a piece of a group at a time,
 //! so that the logits `[B, T, V]` are never in memory as a whole.
 
-use ounce_formats::{Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec, as_bytes};
+use ounce_formats::{Dtype, FormatError, SafetensorsFile, SafetensorsWriter, TensorSpec, as_bytes, check_output_file};
 use ounce_model::{Batch, Model, ModelError, Opened};
 use ounce_tensor::{Compute, no_grad, ops};
 use std::{collections::BTreeMap, path::Path};
@@ -35,6 +35,7 @@ pub fn write_logits(
     out: &Path,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Option<[usize; 3]>, ModelError> {
+    check_output_file(out, &[opened.checkpoint().path(), ids])?;
     let input = read_ids(ids)?;
     let model = opened.model()?;
     check_range(ids, &input, model.config.vocab_size)?;

@@ -2,7 +2,7 @@
 
 use ounce_compress::{ConvertJob, convert};
 use ounce_data::DataDir;
-use ounce_formats::Checkpoint;
+use ounce_formats::{Checkpoint, Overwrite};
 use ounce_model::{Batch, Model, OpenOptions, Wiring};
 use ounce_tensor::{Compute, no_grad};
 use ounce_train::{Recipe, TrainJob, train};
@@ -38,7 +38,7 @@ fn a_converted_checkpoint_has_the_same_tensors_and_the_wiring_of_the_list() {
             to: "ladder".into(),
             options: [("layers".to_owned(), layers.to_owned())].into(),
             out: out.to_owned(),
-            overwrite: false,
+            overwrite: Overwrite::Refuse,
             resume: false,
             command_line: "ounce convert".into(),
         };

@@ -69,8 +69,8 @@ pub(crate) enum BenchWhat {
         /// Output folder
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Replace an existing folder
-        #[arg(long)]
-        overwrite: bool,
+        /// Replace an output folder that Ounce made; with =any, whatever is there
+        #[arg(long, value_name = "any", num_args = 0..=1, require_equals = true, default_missing_value = "ours", hide_possible_values = true)]
+        overwrite: Option<super::Replace>,
     },
 }

@@ -5,7 +5,6 @@ use crate::{
     exit::Outcome,
     output,
 };
-use ounce_formats::Overwrite;
 use ounce_lab::{
     LabError,
     bench::{self, AttentionBench, BenchRow},
@@ -60,12 +59,7 @@ pub(super) fn run(args: &Bench, global: &Global) -> Outcome {
             out,
             overwrite,
         } => {
-            let overwrite = if *overwrite {
-                Overwrite::Replace
-            } else {
-                Overwrite::Refuse
-            };
-            let bytes = bench::random_checkpoint(family, *gb, out, overwrite)?;
+            let bytes = bench::random_checkpoint(family, *gb, out, crate::args::overwrite(*overwrite))?;
             return output::line(&format!(
                 "{}: {} of random bf16 weights",
                 out.display(),

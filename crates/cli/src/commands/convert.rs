@@ -2,10 +2,10 @@
 
 use super::command_line;
 use crate::{
-    args::{Convert, Global},
+    args::{Convert, Global, overwrite},
     exit::{Failure, Outcome},
     interrupt, output,
-    progress::{bar, notes},
+    progress::{bar, note, notes},
 };
 use ounce_compress::{CompressError, ConvertJob, ConvertReport, convert, estimate_conversion};
 use ounce_lab::report::format_bytes;
@@ -27,7 +27,7 @@ pub(super) fn run(args: &Convert, global: &Global) -> Outcome {
         to: args.to.clone(),
         options,
         out: args.out.clone(),
-        overwrite: args.overwrite,
+        overwrite: overwrite(args.overwrite),
         resume: args.resume,
         command_line: command_line(),
     };
@@ -50,7 +50,14 @@ pub(super) fn run(args: &Convert, global: &Global) -> Outcome {
             "{}.partial can be continued with --resume",
             args.out.display()
         ))),
-        other => show(&other?, global),
+        other => {
+            let report = other?;
+            super::tell_left(&args.model, &report.left);
+            if let Some(advice) = &report.advice {
+                note(true, &format!("note: {advice}"));
+            }
+            show(&report, global)
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::command_line;
 use crate::{
-    args::{Global, Merge},
+    args::{Global, Merge, overwrite},
     exit::{Failure, Outcome},
     interrupt, output,
     progress::{bar, note, notes},
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
         recipe,
         out: args.out.clone(),
         expanded: args.expanded,
-        overwrite: args.overwrite,
+        overwrite: overwrite(args.overwrite),
         resume: args.resume,
         command_line: command_line(),
     };
@@ -82,9 +82,9 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
                 progress.set_message("layers measured");
             }
             MergeEvent::Written(done, total) => {
-                progress.set_length(total as u64);
-                progress.set_position(done as u64);
-                progress.set_message("tensors written");
+                progress.set_length(total);
+                progress.set_position(done);
+                progress.set_message("bytes written");
             }
         },
         interrupt::flag(),
@@ -100,6 +100,7 @@ pub(super) fn run(args: &Merge, global: &Global) -> Outcome {
         other => other?,
     };
     notes(&report.notes);
+    super::tell_left(&args.model, &report.left);
     if global.json {
         return output::json(&report);
     }

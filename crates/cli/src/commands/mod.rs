@@ -42,7 +42,10 @@ pub(crate) fn run(cli: &Cli) -> Outcome {
 
 /// This command line, for model cards and reports. How often a job was interrupted is not part of what it made.
 fn command_line() -> String {
-    let mut words: Vec<String> = std::env::args().filter(|w| w != "--resume").collect();
+    let mut words: Vec<String> = std::env::args_os()
+        .map(|w| w.to_string_lossy().into_owned())
+        .filter(|w| w != "--resume")
+        .collect();
     if let Some(program) = words.first_mut() {
         *program = "ounce".into();
     }
@@ -54,4 +57,13 @@ fn command_line() -> String {
         }
     };
     words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Names what a checkpoint made of another does not have of it.
+fn tell_left(model: &std::path::Path, left: &[String]) {
+    if !left.is_empty() {
+        let names: Vec<String> = left.iter().map(|name| name.escape_debug().to_string()).collect();
+        let text = format!("note: {}: not passed on: {}", model.display(), names.join(", "));
+        crate::progress::note(true, &text);
+    }
 }

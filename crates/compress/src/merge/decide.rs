@@ -7,9 +7,9 @@ use super::{
 use crate::{
     budget::{Allocation, Amount},
     calibrate::CalibrationIds,
+    calibration_pass::CalibrationPass,
     error::CompressError,
     hc_smoe, oprune,
-    pass::Pass,
     prune::{Score, keep_best, keep_best_global},
     recipe::{MergeRecipe, Method, Similarity},
     statistics::{LayerStatistics, Wanted},
@@ -89,7 +89,7 @@ pub(super) fn decide(
     job: &MergeJob,
     model: &Model,
     ids: Option<&CalibrationIds>,
-    journal: &mut Journal,
+    journal: &mut Journal<'_>,
     progress: &mut dyn FnMut(MergeEvent),
     stop: &AtomicBool,
 ) -> Result<Decided, CompressError> {
@@ -100,7 +100,7 @@ pub(super) fn decide(
         fsx::create_dir_all(&scratch)?;
         let (done, earlier) = journal.measured()?;
         statistics = earlier;
-        let pass = Pass::new(model, ids, wanted(&job.recipe, &experts)?, &scratch)?;
+        let pass = CalibrationPass::new(model, ids, wanted(&job.recipe, &experts)?, &scratch)?;
         let layers = pass.layers();
         let mut each = |layer, measured: Option<LayerStatistics>| {
             journal.measure(layer, measured.as_ref())?;

@@ -1,77 +1,17 @@
-//! What a killed job finds again: who it was, which layers are measured, what was decided.
+//! What a killed merge finds again: which layers are measured, what was decided.
 //!
 //! The journal of the output folder has a line for each; the statistics of a measured layer lie beside the hidden
 //! states in `OUT.partial/calibration/`, which is removed once everything is decided.
 
-use super::{LayerReport, MergeJob};
-use crate::{calibrate::CalibrationIds, error::CompressError, geometry::Geometry, statistics::LayerStatistics};
-use ounce_formats::{Checkpoint, Dtype, OutputFolder, SafetensorsFile, as_bytes, fsx, write_file};
+use super::LayerReport;
+use crate::{error::CompressError, geometry::Geometry, statistics::LayerStatistics};
+use ounce_formats::{Dtype, FormatError, OutputFolder, SafetensorsFile, as_bytes, fsx, write_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     path::{Path, PathBuf},
 };
-
-/// Everything that decides a byte of the result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    ounce: String,
-    instruction_set: String,
-    model: String,
-    recipe: String,
-    calibration: Option<String>,
-    expanded: bool,
-}
-
-/// Bytes of each tensor that tell models of one shape apart; reading whole checkpoints would take too long.
-const SAMPLE: usize = 256;
-
-impl Identity {
-    pub(super) fn of(
-        job: &MergeJob,
-        checkpoint: &Checkpoint,
-        ids: Option<&CalibrationIds>,
-    ) -> Result<Self, CompressError> {
-        let mut model = checkpoint.config().to_string().into_bytes();
-        for info in checkpoint.tensors() {
-            let region = checkpoint.region(&info.name)?;
-            let bytes = region.bytes();
-            model.extend(format!("{} {:?} {:?} ", info.name, info.dtype, info.shape).as_bytes());
-            model.extend(&bytes[..bytes.len().min(SAMPLE)]);
-        }
-        Ok(Self {
-            ounce: env!("CARGO_PKG_VERSION").into(),
-            instruction_set: format!("{:?}", ounce_kernels::isa()).to_lowercase(),
-            model: fsx::sha256_bytes(&model),
-            recipe: fsx::sha256_bytes(job.recipe.to_toml()?.as_bytes()),
-            calibration: ids.map(CalibrationIds::hash),
-            expanded: job.expanded,
-        })
-    }
-
-    /// What another job differs in, in words.
-    fn difference(&self, other: &Self) -> String {
-        let mut text = String::new();
-        for (differs, what) in [
-            (self.ounce != other.ounce, "another version of Ounce"),
-            (
-                self.instruction_set != other.instruction_set,
-                "another instruction set (OUNCE_ISA)",
-            ),
-            (self.model != other.model, "another model"),
-            (self.recipe != other.recipe, "another recipe"),
-            (self.calibration != other.calibration, "other calibration tokens"),
-            (self.expanded != other.expanded, "another setting of --expanded"),
-        ] {
-            if differs {
-                let _ = write!(text, "{}{what}", if text.is_empty() { "" } else { " and " });
-            }
-        }
-        text
-    }
-}
 
 /// What was decided.
 #[derive(Serialize, Deserialize)]
@@ -80,60 +20,24 @@ pub(super) struct Decided {
     pub(super) calibration_tokens: usize,
 }
 
-/// The journal and the folder it is in.
-pub(super) struct Journal {
-    pub(super) folder: OutputFolder,
-    /// The command line that began the job.
-    pub(super) command: String,
-}
+/// The merge's own lines in the journal of an output folder, and its scratch.
+pub(super) struct Journal<'a>(pub(super) &'a mut OutputFolder);
 
-impl Journal {
-    /// Begins the job in `folder`, or makes sure that it is the one begun there.
-    ///
-    /// # Errors
-    /// Another job was begun there.
-    pub(super) fn begin(mut folder: OutputFolder, identity: &Identity, job: &MergeJob) -> Result<Self, CompressError> {
-        let place = || folder.path().display().to_string();
-        let command = match folder.entries() {
-            [] => job.command_line.clone(),
-            [first, ..] => {
-                let began: Option<Identity> = first.get("job").and_then(|j| serde_json::from_value(j.clone()).ok());
-                let rule = match began {
-                    Some(began) if began == *identity => None,
-                    Some(began) => Some(format!("was begun with {}", began.difference(identity))),
-                    None => Some("was begun by another version of Ounce, or another command".to_owned()),
-                };
-                if let Some(rule) = rule {
-                    return Err(CompressError::input(
-                        place(),
-                        rule,
-                        "--overwrite starts again; with what it was begun with, --resume continues",
-                    ));
-                }
-                let command = first.get("command").and_then(Value::as_str);
-                command.unwrap_or(&job.command_line).to_owned()
-            }
-        };
-        if folder.entries().is_empty() {
-            folder.record(&json!({ "job": identity, "command": command }))?;
-        }
-        Ok(Self { folder, command })
-    }
-
+impl Journal<'_> {
     /// Where hidden states and statistics are kept meanwhile.
     pub(super) fn scratch(&self) -> PathBuf {
-        self.folder.path().join(SCRATCH)
+        self.0.path().join(SCRATCH)
     }
 
     /// The decision of an earlier process, if it came so far.
     pub(super) fn decided(&self) -> Option<Decided> {
-        let entry = self.folder.entries().iter().find_map(|e| e.get("decided"))?;
+        let entry = self.0.entries().iter().find_map(|e| e.get("decided"))?;
         serde_json::from_value(entry.clone()).ok()
     }
 
     /// Enters the decision; from here on, what was measured is not needed.
     pub(super) fn decide(&mut self, decided: &Decided) -> Result<(), CompressError> {
-        Ok(self.folder.record(&json!({ "decided": decided }))?)
+        Ok(self.0.record(&json!({ "decided": decided }))?)
     }
 
     pub(super) fn remove_scratch(&self) -> Result<(), CompressError> {
@@ -147,13 +51,24 @@ impl Journal {
     pub(super) fn measured(&self) -> Result<(usize, Vec<LayerStatistics>), CompressError> {
         let mut statistics = Vec::new();
         let mut layers = 0;
-        for entry in self.folder.entries() {
+        for entry in self.0.entries() {
             let Some(layer) = entry.get("measured").and_then(Value::as_u64) else {
                 continue;
             };
             layers = layer as usize + 1;
-            if entry["mixture"] == true {
-                statistics.push(load(&statistics_file(&self.scratch(), layer as usize), layer as usize)?);
+            if let Some(sum) = entry["statistics"].as_str() {
+                let file = statistics_file(&self.scratch(), layer as usize);
+                if fsx::sha256_file(&file)? != sum {
+                    let rule = "does not hold what was measured";
+                    let hint = "`--overwrite` starts again";
+                    return Err(FormatError::Place {
+                        path: file,
+                        rule: rule.into(),
+                        hint: hint.into(),
+                    }
+                    .into());
+                }
+                statistics.push(load(&file, layer as usize)?);
             }
         }
         Ok((layers, statistics))
@@ -161,11 +76,13 @@ impl Journal {
 
     /// Keeps what was measured of a layer.
     pub(super) fn measure(&mut self, layer: usize, statistics: Option<&LayerStatistics>) -> Result<(), CompressError> {
+        let mut sum = None;
         if let Some(statistics) = statistics {
-            save(&statistics_file(&self.scratch(), layer), statistics)?;
+            let file = statistics_file(&self.scratch(), layer);
+            save(&file, statistics)?;
+            sum = Some(fsx::sha256_file(&file)?);
         }
-        let mixture = statistics.is_some();
-        Ok(self.folder.record(&json!({ "measured": layer, "mixture": mixture }))?)
+        Ok(self.0.record(&json!({ "measured": layer, "statistics": sum }))?)
     }
 }
 

@@ -8,7 +8,7 @@
 mod decide;
 mod estimate;
 mod journal;
-mod side_files;
+mod record;
 mod weigher;
 
 pub use estimate::{MergeEstimate, estimate};
@@ -19,20 +19,18 @@ use crate::{
     grouping::Grouping,
     hc_smoe::LayerPlan,
     output::{Decision, items, output_config},
-    recipe::{MergeRecipe, Method},
+    pass::{Pass, Plan, Request, stopped},
+    recipe::{CalibrationSource, MergeRecipe, Method},
 };
 use decide::{check, decide};
-use journal::{Identity, Journal};
-use ounce_formats::{Checkpoint, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter};
+use journal::{Decided, Journal};
+use ounce_formats::{Checkpoint, Identity, Overwrite, fsx};
 use ounce_model::{Model, OpenOptions, Opened};
 use ounce_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 use weigher::Weigher;
@@ -48,8 +46,8 @@ pub struct MergeJob {
     pub out: PathBuf,
     /// Write n copies under the stock layout.
     pub expanded: bool,
-    /// Replace what is at `out`.
-    pub overwrite: bool,
+    /// Whether to replace what is at `out`.
+    pub overwrite: Overwrite,
     /// Continue what is at `out.partial`.
     pub resume: bool,
     /// For the model card.
@@ -61,8 +59,8 @@ pub struct MergeJob {
 pub enum MergeEvent {
     /// Statistics of this many of all layers are done.
     Calibrated(usize, usize),
-    /// This many of all tensors are written.
-    Written(usize, usize),
+    /// This many of all bytes are written.
+    Written(u64, u64),
 }
 
 /// What became of one mixture layer.
@@ -107,6 +105,8 @@ pub struct MergeReport {
     pub notes: Vec<String>,
     /// How long it took.
     pub seconds: f64,
+    /// Files of the original that are not in the result: nothing that a model needs, as far as is known.
+    pub left: Vec<String>,
 }
 
 /// Largest free list of buffers while merging, in bytes: memory is bounded by contract.
@@ -162,22 +162,29 @@ pub fn merge(
     let (checkpoint, model) = open(job)?;
     check(job, &model)?;
     let ids = calibration(job, &model)?;
-    let identity = Identity::of(job, &checkpoint, ids.as_ref())?;
-    let overwrite = if job.overwrite {
-        Overwrite::Replace
-    } else {
-        Overwrite::Refuse
+    let pass = Pass::begin(Request {
+        checkpoint: &checkpoint,
+        identity: identity(job, ids.as_ref())?,
+        read: reads(job),
+        out: &job.out,
+        overwrite: job.overwrite,
+        resume: job.resume,
+        command_line: &job.command_line,
+    })?;
+    let Some(mut pass) = pass else {
+        // Done before: what it did stands in its record.
+        return Ok(MergeReport {
+            seconds: start.elapsed().as_secs_f64(),
+            ..MergeReport::of(record::read(&job.out)?, (&checkpoint, &model), job, Vec::new())?
+        });
     };
-    let resume = if job.resume { Resume::Yes } else { Resume::No };
-    let folder = OutputFolder::create(&job.out, overwrite, resume)?;
-    let mut journal = Journal::begin(folder, &identity, job)?;
-    let stopped = || CompressError::Stopped(format!("{}.partial", job.out.display()));
-
+    let stop_error = stopped(&pass.folder);
+    let mut journal = Journal(&mut pass.folder);
     let decided = if let Some(decided) = journal.decided() {
         decided
     } else {
         let decided = decide(job, &model, ids.as_ref(), &mut journal, progress, stop).map_err(|e| match e {
-            CompressError::Stopped(_) => stopped(),
+            CompressError::Stopped(_) => stop_error,
             other => other,
         })?;
         journal.decide(&decided)?;
@@ -185,63 +192,92 @@ pub fn merge(
     };
     journal.remove_scratch()?;
 
+    let weigher = Weigher::new(job, &model, &checkpoint, &decided.plan);
+    let plan = plan(job, &model, &checkpoint, &weigher, &decided, pass.folder.command())?;
+    let left = pass.left();
+    pass.write(
+        plan,
+        &mut |done, total| progress(MergeEvent::Written(done, total)),
+        stop,
+    )?;
+    Ok(MergeReport {
+        seconds: start.elapsed().as_secs_f64(),
+        ..MergeReport::of(decided, (&checkpoint, &model), job, left)?
+    })
+}
+
+impl MergeReport {
+    fn of(
+        decided: Decided,
+        (before, model): (&Checkpoint, &Model),
+        job: &MergeJob,
+        left: Vec<String>,
+    ) -> Result<Self, CompressError> {
+        Ok(Self {
+            layers: decided.plan,
+            calibration_tokens: decided.calibration_tokens,
+            bytes_before: before.total_bytes(),
+            bytes_after: Checkpoint::open(&job.out)?.total_bytes(),
+            notes: model.notes().to_vec(),
+            seconds: 0.0,
+            left,
+        })
+    }
+}
+
+/// Everything that decides a byte of the result, the model aside.
+fn identity(job: &MergeJob, ids: Option<&CalibrationIds>) -> Result<Identity, CompressError> {
+    Ok(Identity::new("merge")
+        .with_instruction_set()
+        .with("recipe", fsx::sha256_bytes(job.recipe.to_toml()?.as_bytes()))
+        .with("calibration", ids.map(CalibrationIds::hash))
+        .with("setting of --expanded", job.expanded))
+}
+
+/// What is read beside the model.
+fn reads(job: &MergeJob) -> Vec<PathBuf> {
+    let source = job.recipe.calibration.as_ref().map(|c| &c.source);
+    source.map(|source| source.path().to_owned()).into_iter().collect()
+}
+
+/// What was decided, as a plan for the pass.
+fn plan<'a>(
+    job: &MergeJob,
+    model: &Model,
+    checkpoint: &Checkpoint,
+    weigher: &'a Weigher<'a>,
+    decided: &Decided,
+    command: &str,
+) -> Result<Plan<'a>, CompressError> {
     let plans: Vec<LayerPlan>;
     let kept: Vec<Vec<usize>>;
     let decision = match &job.recipe.method {
         Method::HcSmoe { .. } => {
-            plans = decided
-                .plan
-                .iter()
-                .map(|l| LayerPlan {
-                    layer: l.layer,
-                    grouping: Grouping::from_names(&l.labels.iter().flatten().copied().collect::<Vec<_>>()),
-                    heights: l.heights.clone(),
-                })
-                .collect();
+            let plan = |l: &LayerReport| LayerPlan {
+                layer: l.layer,
+                grouping: Grouping::from_names(&l.labels.iter().flatten().copied().collect::<Vec<_>>()),
+                heights: l.heights.clone(),
+            };
+            plans = decided.plan.iter().map(plan).collect();
             Decision::Merge {
                 plans: &plans,
                 expanded: job.expanded,
             }
         }
         Method::Prune { .. } | Method::OPrune => {
-            kept = decided
-                .plan
-                .iter()
-                .map(|l| l.groups().into_iter().flatten().collect())
-                .collect();
+            let experts = |l: &LayerReport| l.groups().into_iter().flatten().collect();
+            kept = decided.plan.iter().map(experts).collect();
             Decision::Keep(&kept)
         }
     };
     let config = output_config(&model.config, &decision);
-    let items = items(&checkpoint, &model.config, &decision);
-    side_files::write(job, &journal, &config, &decided)?;
-
-    let declared = items.iter().map(|i| i.spec.clone()).collect();
-    let folder = &mut journal.folder;
-    let mut writer = ShardedWriter::resume(folder.path(), declared, &ShardOptions::default(), folder)?;
-    let weigher = Weigher::new(job, &model, &checkpoint, &decided.plan);
-    let total = items.len();
-    for (done, item) in items.iter().enumerate().skip(writer.finished()) {
-        if stop.load(Ordering::Relaxed) {
-            writer.commit(folder)?;
-            return Err(stopped());
-        }
-        weigher.write(item, &mut writer)?;
-        // The journal costs a sync: once per expert is often enough to lose little.
-        if done % 3 == 2 || done + 1 == total {
-            writer.commit(folder)?;
-        }
-        progress(MergeEvent::Written(done + 1, total));
-    }
-    writer.finish()?;
-    journal.folder.finish()?;
-    let after = Checkpoint::open(&job.out)?.total_bytes();
-    Ok(MergeReport {
-        layers: decided.plan,
-        calibration_tokens: decided.calibration_tokens,
-        bytes_before: checkpoint.total_bytes(),
-        bytes_after: after,
-        notes: model.notes().to_vec(),
-        seconds: start.elapsed().as_secs_f64(),
+    let items = items(checkpoint, &model.config, &decision);
+    Ok(Plan {
+        card: record::card(job, &config),
+        files: record::files(job, decided, command)?,
+        config,
+        tensors: items.into_iter().map(|item| weigher.planned(item)).collect(),
+        computed: true,
+        seal: None,
     })
 }

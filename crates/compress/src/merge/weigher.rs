@@ -5,16 +5,14 @@ use crate::{
     align::{Alignment, Expert},
     error::{CompressError, LayerError},
     merge_rule::{MergeRule, TensorMean},
-    output::{Item, Matrix, Source},
+    output::{Content, Item, Matrix},
+    pass::{Source, Take},
     recipe::Method,
 };
-use ounce_formats::{Checkpoint, Dtype, ShardedWriter};
+use ounce_formats::{Checkpoint, Dtype, TensorSpec};
 use ounce_model::{Model, ffn::DenseFfn};
 use ounce_tensor::{DType, Tensor};
 use std::cell::RefCell;
-
-/// Bytes copied at one time.
-const PIECE: usize = 16 << 20;
 
 /// The alignments of one group: `(layer number, group)`, and one for each member but the first.
 type Aligned = Option<((usize, usize), Vec<Alignment>)>;
@@ -44,30 +42,30 @@ impl<'a> Weigher<'a> {
         }
     }
 
-    pub(super) fn write(&self, item: &Item, writer: &mut ShardedWriter) -> Result<(), CompressError> {
-        let name = &item.spec.name;
-        match &item.source {
-            Source::Copy => {
-                let region = self.checkpoint.region(name)?;
-                if region.bytes().is_empty() {
-                    writer.write(name, &[])?;
-                }
-                for piece in region.bytes().chunks(PIECE) {
-                    writer.write(name, piece)?;
-                }
+    /// The item as the pass takes it.
+    pub(super) fn planned(&'a self, item: Item) -> (TensorSpec, Source<'a>) {
+        let Item { spec, content } = item;
+        let source = match content {
+            Content::Copy => Source::Copy,
+            content => {
+                let spec = spec.clone();
+                Source::Made(Box::new(move |take| self.make(&spec, &content, take)))
             }
-            Source::Rows(rows) => {
-                let region = self.checkpoint.region(name)?;
+        };
+        (spec, source)
+    }
+
+    fn make(&self, spec: &TensorSpec, content: &Content, take: Take<'_>) -> Result<(), CompressError> {
+        match content {
+            Content::Copy => take(self.checkpoint.region(&spec.name)?.bytes()),
+            Content::Rows(rows) => {
+                let region = self.checkpoint.region(&spec.name)?;
                 let row = region.bytes().len() / region.shape[0].max(1);
-                for &r in rows {
-                    writer.write(name, &region.bytes()[r * row..(r + 1) * row])?;
-                }
+                rows.iter()
+                    .try_for_each(|r| take(&region.bytes()[r * row..(r + 1) * row]))
             }
-            Source::Expert { index, expert, matrix } => {
-                let weight = self.tensor(*index, *expert, *matrix);
-                writer.write(name, weight.bytes())?;
-            }
-            Source::Merged { index, group, matrix } => {
+            Content::Expert { index, expert, matrix } => take(self.tensor(*index, *expert, *matrix).bytes()),
+            Content::Merged { index, group, matrix } => {
                 let layer = &self.layers[*index];
                 let members: Vec<usize> = (0..layer.labels.len())
                     .filter(|&e| layer.labels[e] == Some(*group))
@@ -78,28 +76,24 @@ impl<'a> Weigher<'a> {
                         merged.map_err(|e| e.at(layer.layer))?
                     }
                     // A group of one: the expert itself, bit for bit.
-                    _ => {
-                        writer.write(name, self.tensor(*index, members[0], *matrix).bytes())?;
-                        return Ok(());
-                    }
+                    _ => return take(self.tensor(*index, members[0], *matrix).bytes()),
                 };
                 if merged.iter().any(|v| !v.is_finite()) {
                     return Err(CompressError::input(
                         format!("layer {}, experts {members:?}", layer.layer),
-                        format!("their mean, {name:?}, is not finite"),
+                        format!("their mean, {:?}, is not finite", spec.name),
                         "the weights hold NaN or infinity; see `ounce inspect --scan`",
                     ));
                 }
-                let dtype = match item.spec.dtype {
+                let dtype = match spec.dtype {
                     Dtype::BF16 => DType::BF16,
                     Dtype::F16 => DType::F16,
                     _ => DType::F32,
                 };
                 let shape = [merged.len()];
-                writer.write(name, Tensor::new(merged, &shape)?.cast(dtype)?.bytes())?;
+                take(Tensor::new(merged, &shape)?.cast(dtype)?.bytes())
             }
         }
-        Ok(())
     }
 
     fn expert(&self, index: usize, expert: usize) -> &DenseFfn {

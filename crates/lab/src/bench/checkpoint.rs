@@ -1,7 +1,8 @@
 //! Random checkpoints of real shapes: to measure memory and time where the real weights cannot be had.
 
 use ounce_formats::{
-    Dtype, FormatError, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter, TensorSpec, fsx,
+    Begun, Dtype, FormatError, Identity, Inputs, Output, OutputFolder, Overwrite, Resume, ShardOptions, ShardedWriter,
+    TensorSpec, fsx,
 };
 use ounce_kernels::Philox;
 use ounce_model::{ModelConfig, ModelError, Result as ModelResult, model_tensors};
@@ -102,7 +103,18 @@ pub fn random_checkpoint(
     let config = shaped(layers)?;
     let specs = specs("shape", &config)?;
 
-    let folder = OutputFolder::create(out, overwrite, Resume::No)?;
+    let Begun::Work(folder) = OutputFolder::create(Output {
+        path: out,
+        overwrite,
+        resume: Resume::No,
+        identity: Identity::new("bench checkpoint").with("shape", config.clone()),
+        inputs: Inputs::default(),
+        sources: Vec::new(),
+        command_line: "ounce bench checkpoint",
+    })?
+    else {
+        return Ok(bytes(&specs) as u64);
+    };
     let text = serde_json::to_string_pretty(&config).unwrap_or_default();
     fsx::write_atomic(&folder.path().join("config.json"), text.as_bytes())?;
     let declared = specs

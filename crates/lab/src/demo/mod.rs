@@ -9,7 +9,7 @@ mod measure;
 
 use crate::{LabError, report::Report};
 use ounce_compress::{MergeJob, MergeRecipe, MergeReport, merge};
-use ounce_formats::fsx;
+use ounce_formats::{Overwrite, fsx};
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
@@ -90,7 +90,7 @@ pub fn demo(options: &DemoOptions, progress: &mut dyn FnMut(&str)) -> Result<Dem
                 recipe: recipe(share, &texts.join("calibration.txt"))?,
                 out: out.clone(),
                 expanded: false,
-                overwrite: true,
+                overwrite: Overwrite::Replace,
                 resume: false,
                 command_line: options.command_line.clone(),
             },

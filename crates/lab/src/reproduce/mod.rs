@@ -23,7 +23,7 @@ mod workbench;
 
 use crate::LabError;
 use ounce_data::DataDir;
-use ounce_formats::fsx;
+use ounce_formats::{FolderLock, fsx};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -124,6 +124,27 @@ struct Record {
     seconds: f64,
     #[serde(flatten)]
     measured: Measured,
+    /// Check sum of all that.
+    #[serde(default)]
+    sum: String,
+}
+
+impl Record {
+    fn new(identity: String, seconds: f64, measured: Measured) -> Self {
+        let mut record = Self {
+            identity,
+            seconds,
+            measured,
+            sum: String::new(),
+        };
+        record.sum = record.sum_of_all();
+        record
+    }
+
+    fn sum_of_all(&self) -> String {
+        let all = (&self.identity, self.seconds, &self.measured);
+        fsx::sha256_bytes(serde_json::to_string(&all).unwrap_or_default().as_bytes())
+    }
 }
 
 /// What to reproduce, and where.
@@ -201,6 +222,8 @@ pub fn run_experiment(
         rule: format!("cannot be made: {e}"),
         hint: "--out names the folder for runs and report: choose one that you may write to".into(),
     })?;
+    // Two at once would each measure what the other trains.
+    let _lock = FolderLock::take(out)?;
     let data = out.join("data");
     ounce_data::toy::write_toys(&data, 0, options.budget.pick(400_000, 4_000_000, 16_000_000))?;
     let data = DataDir::from_environment(Some(data));
@@ -232,11 +255,7 @@ pub fn run_experiment(
             let start = Instant::now();
             let mut bench = Workbench::new(&dir, &data, options.budget, stop)?;
             let measured = method.run(variant, seed, &mut bench)?;
-            let record = Record {
-                identity,
-                seconds: start.elapsed().as_secs_f64(),
-                measured,
-            };
+            let record = Record::new(identity, start.elapsed().as_secs_f64(), measured);
             fsx::write_atomic(&file, pretty(&record).as_bytes())?;
             record
         };
@@ -293,16 +312,32 @@ fn identity(method: &dyn Reproduction, variant: &str, seed: u64, budget: Budget)
     Ok(fsx::sha256_bytes(text.as_bytes()))
 }
 
-/// The record of a run that is done; none if it is not, is damaged, or was made with other settings.
+/// The record of a run that is done; none if it is not, was damaged or edited, or was made with other settings.
 fn finished(file: &Path, identity: &str) -> Option<Record> {
     let text = fsx::read_to_string(file).ok()?;
     let record: Record = serde_json::from_str(&text).ok()?;
-    (record.identity == identity).then_some(record)
+    (record.identity == identity && record.sum == record.sum_of_all()).then_some(record)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_edited_measurement_is_measured_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("measured.json");
+        let measured = Measured {
+            values: BTreeMap::from([("loss".to_owned(), 2.1), ("third".to_owned(), 1.0 / 3.0)]),
+            curves: BTreeMap::from([("validation".to_owned(), vec![(0.0, 1e-300)])]),
+        };
+        let text = pretty(&Record::new("id".into(), 0.1, measured.clone()));
+        std::fs::write(&file, &text).unwrap();
+        assert_eq!(finished(&file, "id").unwrap().measured, measured);
+        assert!(finished(&file, "other").is_none());
+        std::fs::write(&file, text.replace("2.1", "1.9")).unwrap();
+        assert!(finished(&file, "id").is_none());
+    }
 
     #[test]
     fn the_time_left_is_that_of_the_variants_left() {

@@ -10,6 +10,7 @@
 use super::{Budget, Finding, Measured, Reproduction, Results, Row, Trained, Workbench, comparison, recipe::Sizes};
 use crate::LabError;
 use ounce_compress::{CompressError, ConvertJob, convert};
+use ounce_formats::Overwrite;
 use ounce_train::Recipe;
 
 /// See the module.
@@ -65,7 +66,7 @@ fn measure_tables(trained: &Trained, measured: &mut Measured, bench: &Workbench<
             to: "mole-lut".into(),
             options: [("dtype".to_owned(), dtype.to_owned())].into(),
             out: out.clone(),
-            overwrite: true,
+            overwrite: Overwrite::Replace,
             resume: false,
             command_line: "ounce reproduce mole".into(),
         };

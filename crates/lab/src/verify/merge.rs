@@ -11,7 +11,7 @@ use ounce_compress::{
     recipe::Similarity,
     statistics::{LayerStatistics, Wanted},
 };
-use ounce_formats::{Checkpoint, SafetensorsFile};
+use ounce_formats::{Checkpoint, Overwrite, SafetensorsFile};
 use ounce_model::{Batch, Model, OpenOptions};
 use ounce_tensor::{Compute, no_grad};
 use serde_json::Value;
@@ -264,7 +264,7 @@ impl Case<'_> {
             recipe,
             out: out.clone(),
             expanded,
-            overwrite: true,
+            overwrite: Overwrite::Replace,
             resume: false,
             command_line: "ounce verify".into(),
         };

@@ -22,7 +22,7 @@ use std::{
 };
 
 /// A pass over all layers up to the last mixture.
-pub(crate) struct Pass<'a> {
+pub(crate) struct CalibrationPass<'a> {
     model: &'a Model,
     ids: &'a CalibrationIds,
     wanted: Wanted,
@@ -35,7 +35,7 @@ pub(crate) struct Pass<'a> {
 /// if it is a mixture.
 pub(crate) type LayerDone<'a> = &'a mut dyn FnMut(usize, Option<LayerStatistics>) -> Result<(), CompressError>;
 
-impl<'a> Pass<'a> {
+impl<'a> CalibrationPass<'a> {
     /// `dir` holds the hidden states, two files of the calibration's size.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ pub fn gather(
         all.extend(statistics);
         Ok(())
     };
-    Pass::new(model, ids, wanted, dir)?.run(0, &mut each, stop)?;
+    CalibrationPass::new(model, ids, wanted, dir)?.run(0, &mut each, stop)?;
     Ok(all)
 }
 
@@ -274,7 +274,7 @@ mod tests {
         };
         let scratch = tempfile::tempdir().unwrap();
         let measured = |piece| {
-            let mut pass = Pass::new(&model, &ids, wanted, scratch.path()).unwrap();
+            let mut pass = CalibrationPass::new(&model, &ids, wanted, scratch.path()).unwrap();
             pass.piece = piece;
             let mut all = Vec::new();
             let mut each = |_, s: Option<LayerStatistics>| {
