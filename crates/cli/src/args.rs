@@ -1,11 +1,13 @@
 //! The command line.
 
 mod bench;
+mod text;
 
 use clap::{Args, Parser, Subcommand};
 use std::{fmt::Write as _, path::PathBuf};
 
 pub(crate) use bench::{Bench, BenchWhat};
+pub(crate) use text::{Chat, Generate, Sampling, Seed};
 
 /// More model per ounce of compute: make language models cheaper.
 #[derive(Debug, Parser)]
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Continue a text
     Generate(Generate),
+    /// Talk with a model, by its chat template
+    Chat(Chat),
     /// Train a model from a recipe
     Train(Train),
     /// Merge or prune the experts of a mixture-of-experts checkpoint
@@ -90,51 +94,6 @@ pub(crate) struct Inspect {
     /// Tokens in the context for which the attention method's costs are given; else the longest sequence
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
-}
-
-/// `ounce generate`.
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("input").required(true).args(["prompt", "ids"])))]
-#[command(
-    after_help = "Examples:\n  ounce generate models/demo --prompt \"It was a cold evening\" --max-new-tokens 60 --temperature 0.8\n  \
-    ounce generate MODEL --ids 1,15,27 --max-new-tokens 24 --json"
-)]
-pub(crate) struct Generate {
-    /// Checkpoint folder
-    pub(crate) model: PathBuf,
-    /// Text to continue
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: Option<String>,
-    /// Token ids to continue; eos does not stop
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
-    pub(crate) ids: Option<Vec<u32>>,
-    /// Tokens to make at most
-    #[arg(long, default_value_t = 128, value_name = "N")]
-    pub(crate) max_new_tokens: usize,
-    /// 0 is greedy
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    pub(crate) temperature: f32,
-    /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    pub(crate) top_k: usize,
-    /// Keep the smallest set of tokens with this probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    pub(crate) top_p: f32,
-    /// Keep tokens with this share of the best token's probability
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
-    pub(crate) min_p: f32,
-    /// Make tokens seen before less likely; 1 is off
-    #[arg(long, default_value_t = 1.0, value_name = "R")]
-    pub(crate) repetition_penalty: f32,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub(crate) seed: u64,
-    /// Do not stop at the end-of-text token
-    #[arg(long)]
-    pub(crate) ignore_eos: bool,
-    /// Attention method in place of the checkpoint's own: `dga`, `dga:group_size=8,selection=causal_block`, `full`
-    #[arg(long, value_name = "METHOD")]
-    pub(crate) attention: Option<String>,
 }
 
 /// `ounce train`.

@@ -25,3 +25,21 @@ pub(crate) fn flag() -> &'static AtomicBool {
 pub(crate) fn pressed() -> bool {
     flag().load(Ordering::Relaxed)
 }
+
+/// For commands that leave nothing behind: Ctrl-C ends the process within the given time, whatever is being computed.
+pub(crate) fn at_once(what: &'static str) {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_millis(120);
+    static WATCHED: OnceLock<()> = OnceLock::new();
+    flag();
+    WATCHED.get_or_init(|| {
+        std::thread::spawn(move || {
+            while !pressed() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            // Between two tokens the command ends by itself, with what it has.
+            std::thread::sleep(PATIENCE);
+            crate::progress::note(true, &format!("\ninterrupted: {what}"));
+            std::process::exit(130);
+        });
+    });
+}

@@ -25,6 +25,14 @@ pub(crate) fn piece(text: &str) -> Outcome {
     Ok(out.flush()?)
 }
 
+/// Prints text beside the data, on stderr, at once.
+pub(crate) fn aside(text: &str) -> Outcome {
+    let mut err = io::stderr().lock();
+    // Nothing depends on it.
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+    Ok(())
+}
+
 /// Prints a table, in colour on a terminal.
 pub(crate) fn table(table: &Table) -> Outcome {
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -1,12 +1,14 @@
 //! One file per command.
 
 mod bench;
+mod chat;
 mod convert;
 mod data;
 mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod generation;
 mod inspect;
 mod logits;
 mod merge;
@@ -27,6 +29,7 @@ pub(crate) fn run(cli: &Cli) -> Outcome {
         Command::Measure(args) => demo::measure(args),
         Command::Inspect(args) => inspect::run(args, global),
         Command::Generate(args) => generate::run(args, global),
+        Command::Chat(args) => chat::run(args, global),
         Command::Train(args) => train::run(args, global),
         Command::Merge(args) => merge::run(args, global),
         Command::Convert(args) => convert::run(args, global),

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bad_files;
+mod chat;
 mod disk;
 mod errors;
 mod help;

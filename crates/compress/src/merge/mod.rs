@@ -20,7 +20,7 @@ use crate::{
     hc_smoe::LayerPlan,
     output::{Decision, items, output_config},
     pass::{Pass, Plan, Request, stopped},
-    recipe::{CalibrationSource, MergeRecipe, Method},
+    recipe::{MergeRecipe, Method},
 };
 use decide::{check, decide};
 use journal::{Decided, Journal};
