@@ -89,6 +89,11 @@ impl Checkpoint {
             }
         };
 
+        Self::of_shards(path, config, shards)
+    }
+
+    /// A checkpoint of files that were opened already.
+    pub(crate) fn of_shards(path: &Path, config: Value, shards: Vec<SafetensorsFile>) -> Result<Self> {
         let mut shard_of = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for name in shard.names() {

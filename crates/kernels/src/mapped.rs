@@ -28,6 +28,17 @@ impl MappedFile {
         Ok(Self { map })
     }
 
+    /// Bytes in memory, where a file's would be: for what a file holds in another order than it is used in.
+    ///
+    /// # Errors
+    /// Whatever the operating system says of the memory.
+    pub fn in_memory(bytes: &[u8]) -> io::Result<Self> {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
+        map[..bytes.len()].copy_from_slice(bytes);
+        let map = map.make_read_only()?;
+        Ok(Self { map })
+    }
+
     /// Says that the bytes `range` will be read whole and often, as weights are. What is not yet in memory is then loaded
     /// in pages of 2 MiB where the system can: fewer faults, and streaming them is faster. Not for tables of which single
     /// rows are read. Only a hint: elsewhere nothing changes, and a range outside the file is ignored.

@@ -16,6 +16,7 @@ mod ctx;
 mod error;
 pub mod ffn;
 mod generate;
+mod gguf;
 pub mod layer_cache;
 mod model;
 mod open;

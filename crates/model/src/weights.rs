@@ -76,6 +76,8 @@ pub struct CheckpointWeights {
     checkpoint: Arc<Checkpoint>,
     /// Widen 16-bit weights to f32 in memory.
     widen: bool,
+    /// Whether what is loaded will be read row by row, and not whole.
+    by_row: bool,
     /// Tensors that were asked for.
     used: HashSet<String>,
     /// What stands before every name: state dicts of data-parallel training say "module.".
@@ -92,6 +94,7 @@ impl CheckpointWeights {
         Self {
             checkpoint,
             widen,
+            by_row: false,
             used: HashSet::new(),
             prefix: if parallel { PARALLEL } else { "" },
         }
@@ -180,6 +183,7 @@ impl CheckpointWeights {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
+            Dtype::Blocks(kind) => DType::Blocks(kind),
             other => {
                 return self.fail(
                     name,
@@ -189,7 +193,9 @@ impl CheckpointWeights {
             }
         };
         let Region { file, range, shape, .. } = region;
-        file.expect_whole_reads(range.clone());
+        if !self.by_row {
+            file.expect_whole_reads(range.clone());
+        }
         let tensor = match Tensor::from_mapped(file.clone(), range.clone(), dtype, &shape) {
             Some(mapped) => mapped,
             // Unaligned in the file: copied once.
@@ -234,8 +240,9 @@ impl Weights for CheckpointWeights {
 
     fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let widen = std::mem::replace(&mut self.widen, false);
+        self.by_row = true;
         let rows = self.tensor(name, shape);
-        self.widen = widen;
+        (self.widen, self.by_row) = (widen, false);
         rows
     }
 

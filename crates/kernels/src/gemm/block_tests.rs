@@ -54,7 +54,7 @@ fn product(w: Data<'_>, x: &[f32], [m, n, k]: [usize; 3], back: bool, compute: C
 #[test]
 fn blocks_multiply_as_their_widened_copy() {
     for kind in BlockKind::ALL {
-        for (i, [m, n, k]) in [[1, 37, 768], [3, 100, 256], [20, 70, 512], [70, 40, 1280]]
+        for (i, [m, n, k]) in [[1, 37, 768], [3, 100, 256], [20, 70, 512], [70, 40, 768]]
             .into_iter()
             .enumerate()
         {
@@ -66,7 +66,7 @@ fn blocks_multiply_as_their_widened_copy() {
                 let x = noise(m * k, 3);
                 for isa in supported() {
                     for compute in [Compute::F32, Compute::Bf16] {
-                        for threads in [1, 3] {
+                        for threads in [1, 2] {
                             let run = |w| {
                                 with_isa(isa, || {
                                     with_threads(threads, || product(w, &x, [m, n, k], back, compute))

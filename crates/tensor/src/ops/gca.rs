@@ -21,7 +21,7 @@ use crate::{
     storage::Real,
     tensor::Tensor,
 };
-use ounce_kernels::{self as k, AttentionRows, AttentionShape, Compute, Data, Float as _, Heads};
+use ounce_kernels::{self as k, AttentionRows, AttentionShape, Compute, Float as _, Heads};
 use std::ops::Range;
 
 const OP: &str = "gca";
