@@ -1,7 +1,8 @@
 //! GGUF files of every architecture give the logits that transformers computes from what they mean
 //! (`fixtures/gguf/make.py`), and what cannot be kept is refused by name.
 
-use ounce_model::{Batch, Compute, Model, OpenOptions};
+use ounce_model::{Batch, Model, OpenOptions};
+use ounce_tensor::Compute;
 use std::path::{Path, PathBuf};
 
 const IDS: [u32; 10] = [3, 1, 4, 1, 5, 9, 2, 6, 23, 0];
