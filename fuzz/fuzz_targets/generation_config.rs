@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let path = folder().join(FILES[usize::from(which) % FILES.len()]);
     fs::write(&path, content).expect("a file");
-    if let Ok(tokenizer) = Tokenizer::from_folder(folder()) {
+    if let Ok(tokenizer) = Tokenizer::open(folder()) {
         let _ = (tokenizer.bos_id(), tokenizer.eos_ids().len());
     }
     fs::remove_file(&path).expect("the file");

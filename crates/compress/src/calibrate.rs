@@ -69,7 +69,7 @@ impl CalibrationIds {
                 })
             }
             CalibrationSource::Text { path, field } => {
-                let tokenizer = Tokenizer::from_folder(model).map_err(ModelError::from)?;
+                let tokenizer = Tokenizer::open(model).map_err(ModelError::from)?;
                 let mut ids = Vec::new();
                 // A few bytes more than are used tell whether the text goes on.
                 let sources = Sources::open(&[path], field)?.up_to(CALIBRATION_TEXT_BYTES + 4);

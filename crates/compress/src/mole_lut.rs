@@ -154,7 +154,7 @@ fn table(model: &Model, count: usize, dtype: DType, block: usize, take: Take<'_>
             ));
         }
         let rows = Tensor::new(rows, &[block, row])?.cast(dtype)?;
-        take(&rows.bytes()[(start - from) * row * dtype.size()..])?;
+        take(&rows.bytes()[dtype.bytes_of((start - from) * row)..])?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@
 mod cursor;
 mod metadata;
 mod parts;
+mod placed;
 mod tensors;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
 };
 use cursor::Cursor;
 pub use metadata::{Array, ArrayKind, Metadata, Value};
+pub use placed::Placed;
 
 /// What a GGUF file begins with.
 pub const MAGIC: [u8; 4] = *b"GGUF";

@@ -125,6 +125,23 @@ impl<'a> Blocks<'a> {
         self.bytes.is_empty()
     }
 
+    /// The blocks of the values `range`.
+    ///
+    /// # Panics
+    /// If they are not whole blocks, or not there.
+    #[must_use]
+    pub fn part(self, range: std::ops::Range<usize>) -> Blocks<'a> {
+        let at = |value| self.kind.byte_len(value).expect("a part begins and ends with a block");
+        Self::new(self.kind, &self.bytes[at(range.start)..at(range.end)])
+    }
+
+    /// Widens `lines` lines of `len` values, the first from `start` on and the next `stride` further, one after the other.
+    pub(crate) fn widen_lines(&self, start: usize, stride: usize, lines: usize, len: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_exact_mut(len.max(1)).take(lines).enumerate() {
+            self.widen_from(start + i * stride, out);
+        }
+    }
+
     /// Value `i`, exactly.
     ///
     /// # Panics

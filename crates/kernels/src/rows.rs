@@ -123,7 +123,7 @@ fn dot_some_body<V: Vf32>(a: &[f32], b: &[f32], d: usize, out: &mut [f32]) {
     }
 }
 
-/// Converts to f32: exact for half precision, rounded for f64.
+/// Converts to f32: exact for half precision and blocks, rounded for f64.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -140,6 +140,7 @@ pub fn widen(src: Data<'_>, dst: &mut [f32]) {
             }
             Data::Bf16(src) => widen_bf16(&src[range], dst),
             Data::F16(src) => widen_f16(&src[range], dst),
+            Data::Blocks(src) => src.widen_from(range.start, dst),
         }
     });
 }

@@ -18,6 +18,7 @@ mod ctx;
 mod error;
 pub mod ffn;
 mod generate;
+mod gguf;
 pub mod layer_cache;
 mod layout;
 mod model;

@@ -4,7 +4,7 @@
 //! Opening has two steps. [`Opened`] is a checkpoint whose files, names and configuration are checked, before any weight
 //! is read: what costs are estimated from, and what tensors are copied from. [`Opened::model`] then builds the model.
 
-use crate::{attention, config::ModelConfig, error::Result, layout, model::Model, weights::CheckpointWeights};
+use crate::{attention, config::ModelConfig, error::Result, gguf, layout, model::Model, weights::CheckpointWeights};
 use ounce_formats::Checkpoint;
 use serde_json::Value;
 use std::{path::Path, sync::Arc};
@@ -39,13 +39,18 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the checkpoint at `path`, a Hugging Face folder.
+    /// Opens the checkpoint at `path`: a Hugging Face folder, or a GGUF file (the first, if there are parts).
     ///
     /// # Errors
     /// For anything wrong with the files, the configuration or the options.
     pub fn new(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let mut checkpoint = Checkpoint::open(path)?;
-        let file = checkpoint.path().join("config.json").display().to_string();
+        let mut checkpoint = gguf::open(path)?;
+        let file = if path.is_dir() {
+            checkpoint.path().join("config.json")
+        } else {
+            checkpoint.path().to_owned()
+        };
+        let file = file.display().to_string();
         let stored = ModelConfig::parse(&file, checkpoint.config())?;
         layout::settle(&mut checkpoint, &stored)?;
         let json = match &options.attention {

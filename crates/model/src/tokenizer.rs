@@ -24,6 +24,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ounce_formats::{
+    Gguf,
+    gguf::{Metadata, is_gguf},
+};
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
@@ -68,26 +72,32 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer in `dir`. The ids of BOS and EOS come from `generation_config.json`, `config.json`,
+    /// Loads the tokenizer in the folder `dir`, or inside a GGUF file. The ids of BOS and EOS come from `generation_config.json`, `config.json`,
     /// `tokenizer_config.json` and `special_tokens_map.json`; these, `added_tokens.json` and `tokenizer_config.json`
     /// may also name tokens that the vocabulary lacks. Each is optional.
     ///
     /// # Errors
     /// No tokenizer, or one that cannot be read; any of these files malformed.
-    pub fn from_folder(dir: impl AsRef<Path>) -> Result<Self> {
-        let path = dir.as_ref().join("tokenizer.json");
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let path = match dir.as_ref() {
+            file if file.is_file() => file.to_owned(),
+            dir => dir.join("tokenizer.json"),
+        };
         Self::find(dir)?.ok_or_else(|| TokenizerError::Io {
             path,
             source: std::io::Error::from(std::io::ErrorKind::NotFound),
         })
     }
 
-    /// [`Tokenizer::from_folder`] for a folder that may have none: a model without one works with ids.
+    /// [`Tokenizer::open`] for a model that may have none: a model without one works with ids.
     ///
     /// # Errors
     /// A tokenizer that cannot be read; a file beside it malformed.
     pub fn find(dir: impl AsRef<Path>) -> Result<Option<Self>> {
         let dir = dir.as_ref();
+        if dir.is_file() && is_gguf(dir) {
+            return Self::from_gguf(Gguf::open(dir)?.metadata());
+        }
         let path = dir.join("tokenizer.json");
         let mut files = Files::read(dir)?;
         if let Some(bytes) = files::read_bytes(&path)? {
@@ -111,7 +121,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A kind of tokenizer that the supported architectures do not use, or keys that contradict each other.
-    pub fn from_gguf(metadata: &ounce_formats::gguf::Metadata) -> Result<Option<Self>> {
+    pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>> {
         gguf::read(metadata)
     }
 

@@ -77,6 +77,8 @@ pub struct CheckpointWeights {
     checkpoint: Arc<Checkpoint>,
     /// Widen 16-bit weights to f32 in memory.
     widen: bool,
+    /// Whether what is loaded will be read row by row, and not whole.
+    by_row: bool,
     /// Tensors that were asked for.
     used: HashSet<String>,
 }
@@ -87,6 +89,7 @@ impl CheckpointWeights {
         Self {
             checkpoint,
             widen,
+            by_row: false,
             used: HashSet::new(),
         }
     }
@@ -127,6 +130,7 @@ impl CheckpointWeights {
             Dtype::BF16 => DType::BF16,
             // No arithmetic here is wider than f32.
             Dtype::F64 => return Ok(Tensor::new(region.view().to_f32_vec()?, &region.shape)?),
+            Dtype::Blocks(kind) => DType::Blocks(kind),
             other => {
                 return self.fail(
                     name,
@@ -136,7 +140,9 @@ impl CheckpointWeights {
             }
         };
         let Region { file, range, shape, .. } = region;
-        file.expect_whole_reads(range.clone());
+        if !self.by_row {
+            file.expect_whole_reads(range.clone());
+        }
         let tensor = match Tensor::from_mapped(file.clone(), range.clone(), dtype, &shape) {
             Some(mapped) => mapped,
             // Unaligned in the file: copied once.
@@ -174,8 +180,9 @@ impl Weights for CheckpointWeights {
 
     fn rows(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let widen = std::mem::replace(&mut self.widen, false);
+        self.by_row = true;
         let rows = self.tensor(name, shape);
-        self.widen = widen;
+        (self.widen, self.by_row) = (widen, false);
         rows
     }
 

@@ -103,7 +103,7 @@ fn hostile_templates_end_in_one_line() {
 fn a_folder_has_its_template_where_the_reference_looks_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let found = || {
-        let template = ChatTemplate::from_folder(dir.path()).map_err(|e| e.to_string())?;
+        let template = ChatTemplate::open(dir.path()).map_err(|e| e.to_string())?;
         let text = template.map(|t| t.render(&[Message::new("user", "Hi")], true));
         Ok::<_, String>(text.map(|t| t.unwrap()))
     };

@@ -4,7 +4,7 @@
 //! and fresh pages from the system cost more than many of the operations that fill them.
 
 use half::{bf16, f16};
-use ounce_kernels::{Data, Float, mapped::MappedFile};
+use ounce_kernels::{BlockKind, Data, Float, mapped::MappedFile};
 use std::{
     collections::HashMap,
     ops::Range,
@@ -27,15 +27,26 @@ pub enum DType {
     F16,
     /// 64-bit integer.
     I64,
+    /// Quantised weights in blocks: matrices whose rows are whole blocks, for products and lookups only.
+    Blocks(BlockKind),
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of `n` elements; of blocks, those of the whole blocks among them.
+    pub fn bytes_of(self, n: usize) -> usize {
         match self {
-            DType::BF16 | DType::F16 => 2,
-            DType::F32 => 4,
-            DType::F64 | DType::I64 => 8,
+            DType::BF16 | DType::F16 => 2 * n,
+            DType::F32 => 4 * n,
+            DType::F64 | DType::I64 => 8 * n,
+            DType::Blocks(kind) => n / kind.values() * kind.bytes(),
+        }
+    }
+
+    /// Whether a tensor of this shape can be of this type: rows of blocks are whole ones.
+    pub fn fits(self, dims: &[usize]) -> bool {
+        match self {
+            DType::Blocks(kind) => dims.last().is_some_and(|d| d.is_multiple_of(kind.values())),
+            _ => true,
         }
     }
 }
@@ -47,6 +58,7 @@ pub(crate) enum Storage {
     BF16(Vec<bf16>),
     F16(Vec<f16>),
     I64(Vec<i64>),
+    Blocks(BlockKind, Vec<u8>),
     /// `range` is aligned for `dtype` and holds whole elements (checked by `Tensor::from_mapped`).
     Mapped {
         file: Arc<MappedFile>,
@@ -63,6 +75,7 @@ impl Storage {
             Storage::BF16(_) => DType::BF16,
             Storage::F16(_) => DType::F16,
             Storage::I64(_) => DType::I64,
+            Storage::Blocks(kind, _) => DType::Blocks(*kind),
             Storage::Mapped { dtype, .. } => *dtype,
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     storage::{DType, Element, Storage, limit_buffers},
 };
 use half::{bf16, f16};
-use ounce_kernels::{Data, mapped::MappedFile};
+use ounce_kernels::{Blocks, Data, mapped::MappedFile};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// A contiguous row-major tensor. Cloning shares the values.
@@ -65,8 +65,9 @@ impl Tensor {
             DType::F64 => bytemuck::try_cast_slice::<u8, f64>(bytes).is_ok(),
             DType::BF16 | DType::F16 => bytemuck::try_cast_slice::<u8, u16>(bytes).is_ok(),
             DType::I64 => bytemuck::try_cast_slice::<u8, i64>(bytes).is_ok(),
+            DType::Blocks(_) => true,
         };
-        (aligned && bytes.len() == elements * dtype.size()).then(|| Self {
+        (aligned && dtype.fits(dims) && bytes.len() == dtype.bytes_of(elements)).then(|| Self {
             storage: Arc::new(Storage::Mapped { file, range, dtype }),
             offset: 0,
             shape: dims.to_vec(),
@@ -79,7 +80,7 @@ impl Tensor {
     /// # Errors
     /// If the number of bytes is not that of the shape.
     pub fn from_le_bytes(bytes: &[u8], dtype: DType, dims: &[usize]) -> Result<Self> {
-        if bytes.len() != dims.iter().product::<usize>() * dtype.size() {
+        if !dtype.fits(dims) || bytes.len() != dtype.bytes_of(dims.iter().product()) {
             return shape(
                 "tensor",
                 "number of bytes = elements x size",
@@ -92,6 +93,12 @@ impl Tensor {
             DType::BF16 => Self::owned::<bf16>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
             DType::F16 => Self::owned::<f16>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
             DType::I64 => Self::owned::<i64>(bytemuck::allocation::pod_collect_to_vec(bytes), dims),
+            DType::Blocks(kind) => Self {
+                storage: Arc::new(Storage::Blocks(kind, bytes.to_vec())),
+                offset: 0,
+                shape: dims.to_vec(),
+                node: None,
+            },
         })
     }
 
@@ -158,6 +165,7 @@ impl Tensor {
             DType::F64 => self.values::<f64>().and_then(f64::data),
             DType::BF16 => self.values::<bf16>().and_then(bf16::data),
             DType::F16 => self.values::<f16>().and_then(f16::data),
+            DType::Blocks(kind) => self.block_bytes().map(|bytes| Data::Blocks(Blocks::new(kind, bytes))),
             DType::I64 => None,
         };
         data.ok_or(TensorError::Dtype {
@@ -165,6 +173,17 @@ impl Tensor {
             rule: "a float tensor",
             got: format!("{:?}", self.dtype()),
         })
+    }
+
+    /// The bytes of values in blocks; `None` if they are in none.
+    fn block_bytes(&self) -> Option<&[u8]> {
+        let all: &[u8] = match &*self.storage {
+            Storage::Mapped { file, range, .. } => &file[range.clone()],
+            Storage::Blocks(_, bytes) => bytes,
+            _ => return None,
+        };
+        let at = |value| self.dtype().bytes_of(value);
+        all.get(at(self.offset)..at(self.offset + self.numel()))
     }
 
     /// Raw little-endian bytes of the values, for writing to files.
@@ -178,6 +197,7 @@ impl Tensor {
             DType::BF16 => of::<bf16>(self),
             DType::F16 => of::<f16>(self),
             DType::I64 => of::<i64>(self),
+            DType::Blocks(_) => self.block_bytes().unwrap_or(&[]),
         }
     }
 
@@ -187,7 +207,7 @@ impl Tensor {
             DType::F32 => self.values::<f32>().unwrap_or(&[]).to_vec(),
             DType::F64 => self.values::<f64>().unwrap_or(&[]).iter().map(|&x| x as f32).collect(),
             DType::I64 => self.values::<i64>().unwrap_or(&[]).iter().map(|&x| x as f32).collect(),
-            DType::BF16 | DType::F16 => {
+            DType::BF16 | DType::F16 | DType::Blocks(_) => {
                 let mut out = vec![0f32; self.numel()];
                 if let Ok(data) = self.data("to_f32") {
                     ounce_kernels::widen(data, &mut out);
@@ -200,7 +220,7 @@ impl Tensor {
     /// The same values in another float dtype (rounded to nearest even); shares them if the dtype is the same already.
     ///
     /// # Errors
-    /// If the target is `I64`.
+    /// If the target is `I64` or blocks.
     pub fn cast(&self, dtype: DType) -> Result<Tensor> {
         if dtype == self.dtype() {
             return Ok(self.detach());
@@ -210,11 +230,11 @@ impl Tensor {
             DType::F64 => Self::owned(self.to_f32().into_iter().map(f64::from).collect(), &self.shape),
             DType::BF16 => Self::owned(self.to_f32().into_iter().map(bf16::from_f32).collect(), &self.shape),
             DType::F16 => Self::owned(self.to_f32().into_iter().map(f16::from_f32).collect(), &self.shape),
-            DType::I64 => {
+            DType::I64 | DType::Blocks(_) => {
                 return Err(TensorError::Dtype {
                     op: "cast",
                     rule: "a float target",
-                    got: "I64".into(),
+                    got: format!("{dtype:?}"),
                 });
             }
         })
@@ -248,13 +268,12 @@ impl Tensor {
     pub fn piece(&self, start: usize, len: usize) -> Vec<f32> {
         let mut out = vec![0f32; len];
         let range = start..start + len;
-        let part = match self.data("piece") {
-            Ok(Data::F32(v)) => Data::F32(&v[range]),
-            Ok(Data::Bf16(v)) => Data::Bf16(&v[range]),
-            Ok(Data::F16(v)) => Data::F16(&v[range]),
-            _ => return Vec::new(),
-        };
-        ounce_kernels::widen(part, &mut out);
+        match self.data("piece") {
+            // A piece may begin or end within a block.
+            Ok(Data::Blocks(blocks)) => blocks.widen_from(start, &mut out),
+            Ok(data) => ounce_kernels::widen(data.part(range), &mut out),
+            Err(_) => return Vec::new(),
+        }
         out
     }
 

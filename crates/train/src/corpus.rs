@@ -42,7 +42,7 @@ impl Corpus {
                 train_byte_level_bpe(texts, *size, SpecialTokens::default()).map_err(ModelError::from)?
             }
             (None, Some(TokenizerConfig::Reuse(folder)), _) | (None, None, Some(folder)) => {
-                Tokenizer::from_folder(data.expand(folder)?).map_err(ModelError::from)?
+                Tokenizer::open(data.expand(folder)?).map_err(ModelError::from)?
             }
             (None, None, None) => {
                 return Err(TrainError::Recipe {

@@ -61,7 +61,7 @@ pub fn estimate(recipe: &Recipe, data: &DataDir) -> Result<Estimate> {
 pub(crate) fn vocab_size(recipe: &Recipe, data: &DataDir) -> Result<usize> {
     Ok(match &recipe.tokenizer {
         Some(TokenizerConfig::TrainVocab(size)) => *size,
-        Some(TokenizerConfig::Reuse(folder)) => Tokenizer::from_folder(data.expand(folder)?)
+        Some(TokenizerConfig::Reuse(folder)) => Tokenizer::open(data.expand(folder)?)
             .map_err(ModelError::from)?
             .vocab_size(),
         None => 0,

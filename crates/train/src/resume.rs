@@ -95,7 +95,7 @@ fn open(dir: &Path, step: u64) -> std::result::Result<(State, Tokenizer, Safeten
     if state.step != step {
         return Err(damaged(format!("says step {}", state.step)));
     }
-    let tokenizer = Tokenizer::from_folder(dir).map_err(|e| match e {
+    let tokenizer = Tokenizer::open(dir).map_err(|e| match e {
         TokenizerError::Io { ref source, .. } if source.kind() != ErrorKind::NotFound => {
             Unusable::Other(ModelError::from(e).into())
         }

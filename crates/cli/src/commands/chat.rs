@@ -18,7 +18,7 @@ pub(super) fn run(args: &Chat, global: &Global) -> Outcome {
     let template = template(&args.model)?;
     let of_model = generation_config(&args.model)?;
     let model = open(&args.model, args.attention.as_ref())?;
-    let tokenizer = Tokenizer::from_folder(&args.model)?;
+    let tokenizer = Tokenizer::open(&args.model)?;
     let eos = ends_of_turn(&tokenizer, &model, &template)?;
     let settings = settings(&args.sampling, &model, eos, &of_model, ANSWER);
     let mut chat = Talk {

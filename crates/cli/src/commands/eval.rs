@@ -36,7 +36,7 @@ pub(super) fn run(args: &Eval, global: &Global) -> Outcome {
              model; --attention dga:selection=causal_block is honest",
         );
     }
-    let tokenizer = Tokenizer::from_folder(&args.model)?;
+    let tokenizer = Tokenizer::open(&args.model)?;
     let windowing = Windowing::chosen(&model, args.window, args.stride)?;
     let progress = bar(!global.no_progress, 1);
     let mut show = |done: usize, total: usize| {

@@ -17,7 +17,7 @@ pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
     let ids = args.ids.as_deref().map(parse_ids).transpose()?;
     let model = open(&args.model, args.attention.as_ref())?;
     let tokenizer = if text.is_some() {
-        Some(Tokenizer::from_folder(&args.model)?)
+        Some(Tokenizer::open(&args.model)?)
     } else {
         Tokenizer::find(&args.model)?
     };

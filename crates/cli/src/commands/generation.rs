@@ -38,7 +38,7 @@ pub(super) fn open(path: &Path, attention: Option<&String>) -> Result<Model, Fai
 
 /// The template of a model that is to chat.
 pub(super) fn template(path: &Path) -> Result<ChatTemplate, Failure> {
-    ChatTemplate::from_folder(path)?.ok_or_else(|| {
+    ChatTemplate::open(path)?.ok_or_else(|| {
         Failure::user(
             format!("{}: has no chat template", path.display()),
             "it may be no chat model; `ounce generate --prompt` continues a text without one",

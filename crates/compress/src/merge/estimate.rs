@@ -45,7 +45,7 @@ pub fn estimate(job: &MergeJob) -> Result<MergeEstimate, CompressError> {
         + c.moe_layers()
             .map(|(_, m)| (m.top_k + if all { m.experts } else { 0 }) * expert(m))
             .sum::<usize>();
-    let element = model.dtype().size();
+    let element = model.dtype().bytes_of(1);
     let dropped: usize = c
         .moe_layers()
         .zip(&kept)

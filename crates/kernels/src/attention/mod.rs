@@ -161,14 +161,8 @@ impl<'a> Heads<'a> {
     #[must_use]
     pub fn only(self, b: usize, head: usize) -> Heads<'a> {
         let at = self.offset(b, 0, head);
-        let data = match self.data {
-            Data::F32(v) => Data::F32(v.get(at..).unwrap_or_default()),
-            Data::F64(v) => Data::F64(v.get(at..).unwrap_or_default()),
-            Data::Bf16(v) => Data::Bf16(v.get(at..).unwrap_or_default()),
-            Data::F16(v) => Data::F16(v.get(at..).unwrap_or_default()),
-        };
         Heads {
-            data,
+            data: self.data.part(at..usize::MAX),
             batch_stride: 0,
             head_stride: 0,
             ..self

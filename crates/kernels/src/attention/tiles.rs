@@ -156,6 +156,7 @@ pub(super) fn pack_keys<V: Vf32>(of: QueryRows<'_>, heads: &Heads<'_>, base: usi
                 }
             }
             Data::F64(_) => unreachable!("double precision takes the plain loops"),
+            Data::Blocks(_) => unreachable!("invariant: keys and values are never in blocks"),
         }
         row[hd..].fill(0.0);
     }

@@ -7,11 +7,16 @@
 //! `(q * tiles + t) * 256`. In a panel of A unit u of row r is at `16 r + u`, in one of B unit u of column j at `16 u + j`.
 //! Missing rows and columns hold anything, a missing end of k holds zeros.
 
-use super::blocked::with_lines;
+use super::blocked::{Scratch, with_lines};
 use super::pack::Lines;
 use super::{Data, Mat};
 use crate::simd::{Element, Vf32, kernel};
-use std::{arch::asm, ops::Range};
+use std::{arch::asm, cell::RefCell, ops::Range};
+
+thread_local! {
+    /// Lanes that lie in blocks, widened.
+    static WIDE: RefCell<Scratch> = RefCell::default();
+}
 
 /// Rows of A or columns of B in a panel.
 pub(crate) const LANES: usize = 16;
@@ -47,6 +52,25 @@ pub(crate) unsafe fn pack_panels(
 ) {
     let along = factor.col_stride == 1;
     let stride = if along { factor.row_stride } else { factor.col_stride };
+    if let Data::Blocks(blocks) = factor.data {
+        let first = panels.start * LANES;
+        let n = lanes.saturating_sub(first).min(panels.len() * LANES);
+        let (lines, len) = if along { (n, k) } else { (k, n) };
+        return WIDE.with_borrow_mut(|wide| {
+            let wide = wide.get(lines * len);
+            blocks.widen_lines(start + first * if along { stride } else { 1 }, stride, lines, len, wide);
+            let wide = Mat {
+                data: Data::F32(&wide[..lines * len]),
+                row_stride: if along { len } else { 1 },
+                col_stride: if along { 1 } else { len },
+            };
+            // SAFETY: the caller's promise; the panels are those from `panels.start` on.
+            unsafe {
+                let out = out.add(panels.start * tiles(k) * TILE);
+                pack_panels(&wide, n, k, 0, of_a, &(0..panels.len()), out);
+            }
+        });
+    }
     let shape = Shape {
         lanes,
         k,

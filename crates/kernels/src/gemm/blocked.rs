@@ -46,6 +46,8 @@ const UNPACKED_ROWS: usize = 48;
 const STREAMED_ROWS: usize = 8;
 /// Multiply-adds below which waking another thread costs more than it saves.
 const ALONE: usize = 160_000;
+/// Values of W in blocks that are widened at a time when streaming, if rows are shorter: 64 KiB.
+const WIDENED: usize = 16 * 1024;
 /// Elements of W that a streaming task reads at least.
 const STREAM: usize = 32 * 1024;
 
@@ -111,6 +113,8 @@ struct Packed {
     a: Scratch,
     b: Scratch,
     strip: Scratch,
+    /// Values that lie in blocks, widened.
+    wide: Scratch,
     b_key: Option<(u64, usize, usize, usize)>,
     x_key: Option<(u64, usize)>,
 }
@@ -148,6 +152,7 @@ macro_rules! with_lines {
                 $body
             }
             Data::F64(_) => unreachable!("invariant: f64 matrices take the plain loops"),
+            Data::Blocks(_) => unreachable!("invariant: blocks are widened before"),
         }
     };
 }
@@ -237,6 +242,7 @@ fn stream(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Pack
     };
     // SAFETY: within C, since the task lies within the problem.
     let c = unsafe { p.c.add(task.cols.start) };
+    let stride = p.b.col_stride;
     let rows = Rows {
         m: p.m,
         k: p.k,
@@ -247,7 +253,27 @@ fn stream(p: &Problem<'_>, task: &Task, form: Form, call: u64, packed: &mut Pack
         add: p.accumulate,
         round,
     };
-    let stride = p.b.col_stride;
+    if let Data::Blocks(blocks) = p.b.data {
+        // A few rows at a time, which are used while they are in the cache.
+        let together = round_of_rows(usize::MAX);
+        let some = together * (WIDENED / (together * p.k)).max(1);
+        for (i, j) in task.cols.clone().step_by(some).enumerate() {
+            let n = some.min(task.cols.end - j);
+            let wide = packed.wide.get(n * p.k);
+            blocks.widen_lines(j * stride, stride, n, p.k, wide);
+            let w = Lines {
+                data: &wide[..n * p.k],
+                start: 0,
+                stride: p.k,
+            };
+            // SAFETY: as below, for these columns of C.
+            unsafe {
+                let c = rows.c.add(i * some);
+                gemv(w, n, &Rows { c, ..rows });
+            }
+        }
+        return;
+    }
     // SAFETY: X has m rows of k values (checked, or just copied); no other task has these columns of C.
     with_lines!(p.b, task.cols.start * stride, stride, |w| unsafe {
         gemv(w, task.cols.len(), &rows)
@@ -350,8 +376,18 @@ fn pack_b(
     };
     let b = packed.b.get(panels.size(cols.len(), form.units(k)));
     let start = first * p.b.row_stride + cols.start * p.b.col_stride;
-    if p.b.col_stride == 1 {
-        with_lines!(p.b, start, p.b.row_stride, |lines| pack_across(
+    let across = p.b.col_stride == 1;
+    let (mut source, mut stride) = (p.b, if across { p.b.row_stride } else { p.b.col_stride });
+    let mut start = start;
+    if let Data::Blocks(blocks) = p.b.data {
+        let (lines, len) = if across { (k, cols.len()) } else { (cols.len(), k) };
+        let wide = packed.wide.get(lines * len);
+        blocks.widen_lines(start, stride, lines, len, wide);
+        source.data = Data::F32(&wide[..lines * len]);
+        (start, stride) = (0, len);
+    }
+    if across {
+        with_lines!(source, start, stride, |lines| pack_across(
             lines,
             cols.len(),
             k,
@@ -361,7 +397,7 @@ fn pack_b(
         ));
     } else {
         let strip = packed.strip.get(8 * row_distance(form, k));
-        with_lines!(p.b, start, p.b.col_stride, |lines| pack_along(
+        with_lines!(source, start, stride, |lines| pack_along(
             lines,
             cols.len(),
             k,

@@ -5,6 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(test)]
+mod block_tests;
 mod blocked;
 mod gemv;
 mod microkernel;
@@ -15,6 +17,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+use crate::blocks::Blocks;
 use crate::float::Float;
 use blocked::Problem;
 use half::{bf16, f16};
@@ -31,9 +34,27 @@ pub enum Data<'a> {
     Bf16(&'a [bf16]),
     /// IEEE half precision, widened (exactly) before use.
     F16(&'a [f16]),
+    /// Blocks of quantised values, widened (exactly) before use: weights only, in rows of whole blocks.
+    Blocks(Blocks<'a>),
 }
 
-impl Data<'_> {
+impl<'a> Data<'a> {
+    /// The elements `range`; nothing of it that is not there.
+    ///
+    /// # Panics
+    /// If blocks would be cut.
+    #[must_use]
+    pub fn part(self, range: std::ops::Range<usize>) -> Data<'a> {
+        let range = range.start.min(self.len())..range.end.min(self.len());
+        match self {
+            Self::F32(x) => Self::F32(&x[range]),
+            Self::F64(x) => Self::F64(&x[range]),
+            Self::Bf16(x) => Self::Bf16(&x[range]),
+            Self::F16(x) => Self::F16(&x[range]),
+            Self::Blocks(x) => Self::Blocks(x.part(range)),
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -41,6 +62,7 @@ impl Data<'_> {
             Self::F64(x) => x.len(),
             Self::Bf16(x) => x.len(),
             Self::F16(x) => x.len(),
+            Self::Blocks(x) => x.len(),
         }
     }
 
@@ -57,6 +79,7 @@ impl Data<'_> {
             Self::F64(x) => x[i],
             Self::Bf16(x) => x[i].to_f64(),
             Self::F16(x) => x[i].to_f64(),
+            Self::Blocks(x) => f64::from(x.get(i)),
         }
     }
 }
@@ -144,6 +167,7 @@ pub struct Gemm<'a, T> {
 
 impl<T> Gemm<'_, T> {
     fn check(&self) {
+        assert!(!matches!(self.a.data, Data::Blocks(_)), "only b can be in blocks");
         self.a.check("a", self.m, self.k);
         self.b.check("b", self.k, self.n);
         if self.m > 0 && self.n > 0 {

@@ -52,7 +52,7 @@ pub fn measure(
     let opened = Opened::new(dir, &OpenOptions::default())?;
     let disk_bytes = opened.checkpoint().total_bytes();
     let mut model = opened.model()?;
-    let tokenizer = Tokenizer::from_folder(dir).map_err(ModelError::from)?;
+    let tokenizer = Tokenizer::open(dir).map_err(ModelError::from)?;
     let mut options = GenerateOptions {
         max_new_tokens: 1,
         sampler: SamplerConfig {

@@ -132,7 +132,7 @@ impl Trained {
     pub fn open(folder: PathBuf) -> Result<Self, LabError> {
         Ok(Self {
             model: Model::open(&folder, &OpenOptions::widened())?,
-            tokenizer: Tokenizer::from_folder(&folder).map_err(ModelError::from)?,
+            tokenizer: Tokenizer::open(&folder).map_err(ModelError::from)?,
             validation: Vec::new(),
             training: Vec::new(),
             folder,
@@ -256,7 +256,7 @@ impl Trained {
         Ok(Self {
             folder: self.folder.clone(),
             model: Model::open(&self.folder, &how)?,
-            tokenizer: Tokenizer::from_folder(&self.folder).map_err(ModelError::from)?,
+            tokenizer: Tokenizer::open(&self.folder).map_err(ModelError::from)?,
             validation: Vec::new(),
             training: Vec::new(),
         })

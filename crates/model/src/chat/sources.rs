@@ -1,7 +1,7 @@
 //! Where a model keeps its template.
 
 use super::{ChatTemplate, refused};
-use crate::error::Result;
+use crate::{error::Result, tokenizer::Tokenizer};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -20,13 +20,21 @@ const TOKENS: [&str; 7] = [
 ];
 
 impl ChatTemplate {
-    /// The template of a Hugging Face folder, in the reference's order: `chat_template.jinja` and
+    /// The template of a GGUF file or of a Hugging Face folder, there in the reference's order: `chat_template.jinja` and
     /// `additional_chat_templates/`; else `chat_template` in `tokenizer_config.json`, one or a list of named ones. Of several
     /// the one called `default` is taken. `None` if the folder has none.
     ///
     /// # Errors
     /// If a file cannot be read or holds something else, or none of several is the default.
-    pub fn from_folder(dir: &Path) -> Result<Option<Self>> {
+    pub fn open(dir: &Path) -> Result<Option<Self>> {
+        if dir.is_file() {
+            let place = format!("{}: key \"tokenizer.chat_template\"", dir.display());
+            let Some(tokenizer) = Tokenizer::find(dir)? else {
+                return Ok(None);
+            };
+            let of = |source| Self::new(place, source, tokenizer.special_tokens().clone());
+            return tokenizer.chat_template().map(of).transpose();
+        }
         let config = json(&dir.join("tokenizer_config.json"))?;
         let file = dir.join("chat_template.jinja");
         let config_place = || format!("{}: key \"chat_template\"", dir.join("tokenizer_config.json").display());

@@ -380,7 +380,7 @@ impl FeedForward for MoleFfn {
             }
             Experts::Table { table, layers } => {
                 let values = table.tensor.numel() as u64 / *layers as u64;
-                let bytes = table.tensor.dtype().size() as u64;
+                let bytes = table.tensor.dtype().bytes_of(1) as u64;
                 Bill {
                     parameters: always + values,
                     // A weighted sum of what is fetched: 2 FLOPs per value, as for a weight.

@@ -13,7 +13,7 @@ fn with(files: &[(&str, Value)]) -> Result<Tokenizer, String> {
     let mut all = vec![("tokenizer.json", tokenizer.to_string())];
     all.extend(texts);
     let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (*name, text.as_str())).collect();
-    Tokenizer::from_folder(folder(&all).path()).map_err(|e| format!("{e} (hint: {})", e.hint().unwrap_or_default()))
+    Tokenizer::open(folder(&all).path()).map_err(|e| format!("{e} (hint: {})", e.hint().unwrap_or_default()))
 }
 
 const SPECIAL: u32 = 266;
@@ -128,7 +128,7 @@ fn a_special_token_of_the_vocabulary_is_not_split_either() {
         ("tokenizer.json", &value.to_string()),
         ("tokenizer_config.json", r#"{"eos_token": "the", "bos_token": null}"#),
     ]);
-    let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
     assert!(tokenizer.is_special(id));
     assert_eq!(tokenizer.eos_ids(), [id]);
     assert_eq!(tokenizer.special_tokens()["eos_token"], "the");
@@ -186,7 +186,7 @@ fn saved_tokens_come_back_as_they_were() {
     .unwrap();
     let dir = tempfile::tempdir().unwrap();
     tokenizer.save(dir.path()).unwrap();
-    let again = Tokenizer::from_folder(dir.path()).unwrap();
+    let again = Tokenizer::open(dir.path()).unwrap();
     let text = "ab<T>b<U>";
     assert_eq!(
         again.encode(text, false).unwrap(),
@@ -209,13 +209,13 @@ fn chat_templates_come_from_their_files_or_the_configuration() {
     ]);
     std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
     std::fs::write(dir.path().join("additional_chat_templates/rag.jinja"), "R").unwrap();
-    let filed = Tokenizer::from_folder(dir.path()).unwrap();
+    let filed = Tokenizer::open(dir.path()).unwrap();
     assert_eq!(filed.chat_template(), Some("file\n"));
     assert_eq!(filed.chat_templates().len(), 2);
     let out = tempfile::tempdir().unwrap();
     filed.save(out.path()).unwrap();
     assert_eq!(
-        Tokenizer::from_folder(out.path()).unwrap().chat_templates(),
+        Tokenizer::open(out.path()).unwrap().chat_templates(),
         filed.chat_templates()
     );
     assert_eq!(trained(300).chat_template(), None);

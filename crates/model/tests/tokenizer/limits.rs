@@ -101,7 +101,7 @@ fn many_added_tokens_load() {
             &json!({"additional_special_tokens": many}).to_string(),
         ),
     ]);
-    let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
     assert_eq!(tokenizer.vocab_size(), first + many.len());
     assert_eq!(
         tokenizer.encode("<|t49999|>", false).unwrap(),

@@ -18,8 +18,8 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-static GPT2: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_folder(fixture("gpt2")).unwrap());
-static NEOX: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_folder(fixture("neox")).unwrap());
+static GPT2: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(fixture("gpt2")).unwrap());
+static NEOX: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(fixture("neox")).unwrap());
 
 const CORPUS: [&str; 3] = [
     "the cat sat on the mat and the dog sat on the cat, the cat said: sit!\n",
@@ -187,7 +187,7 @@ fn eos_ids_are_the_union_in_order_of_authority() {
             r#"{"eos_token": "<|nowhere|>", "bos_token": "<|endoftext|>"}"#,
         ),
     ]);
-    let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
     // A name that no vocabulary knows becomes a token, as in the reference.
     let nowhere = tokenizer.id_of("<|nowhere|>").unwrap();
     assert_eq!(tokenizer.eos_ids(), [7, 0, 2, nowhere]);
@@ -198,7 +198,7 @@ fn eos_ids_are_the_union_in_order_of_authority() {
 fn broken_folders_say_which_file_and_why() {
     let says = |files: &[(&str, &str)], parts: &[&str]| {
         let dir = folder(files);
-        let error = Tokenizer::from_folder(dir.path()).unwrap_err();
+        let error = Tokenizer::open(dir.path()).unwrap_err();
         let error = format!("{error} (hint: {})", error.hint().unwrap_or_default());
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     };
@@ -315,7 +315,7 @@ fn saved_folders_load_again_and_carry_what_stock_loaders_read() {
     let tokenizer = trained(300);
     let dir = tempfile::tempdir().unwrap();
     tokenizer.save(dir.path()).unwrap();
-    let again = Tokenizer::from_folder(dir.path()).unwrap();
+    let again = Tokenizer::open(dir.path()).unwrap();
     assert_eq!(again.to_json().unwrap(), tokenizer.to_json().unwrap());
     assert_eq!(
         (again.bos_id(), again.eos_ids()),

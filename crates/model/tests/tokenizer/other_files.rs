@@ -36,7 +36,7 @@ fn bpe_folder(config: &Value, tokenizer_config: &Value) -> Result<Tokenizer, Tok
         ("tokenizer_config.json", &tokenizer_config.to_string()),
         ("added_tokens.json", &json!({"<|im_start|>": tokens.len()}).to_string()),
     ]);
-    Tokenizer::from_folder(dir.path())
+    Tokenizer::open(dir.path())
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_byte_level_tokenizer_comes_out_of_gguf() {
     );
     let out = tempfile::tempdir().unwrap();
     tokenizer.save(out.path()).unwrap();
-    let again = Tokenizer::from_folder(out.path()).unwrap();
+    let again = Tokenizer::open(out.path()).unwrap();
     assert_eq!(again.encode(text, true).unwrap(), tokenizer.encode(text, true).unwrap());
     let error = opened(&keys("nobody")).unwrap_err().to_string();
     assert!(

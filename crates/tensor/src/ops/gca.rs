@@ -21,7 +21,7 @@ use crate::{
     storage::Real,
     tensor::Tensor,
 };
-use ounce_kernels::{self as k, AttentionRows, AttentionShape, Compute, Data, Float as _, Heads};
+use ounce_kernels::{self as k, AttentionRows, AttentionShape, Compute, Float as _, Heads};
 use std::ops::Range;
 
 const OP: &str = "gca";
@@ -100,14 +100,8 @@ impl Sizes {
 /// Chunk `m` of a memory, as the only batch row.
 fn chunk(memory: Heads<'_>, m: usize) -> Heads<'_> {
     let at = m * memory.batch_stride;
-    let data = match memory.data {
-        Data::F32(v) => Data::F32(v.get(at..).unwrap_or_default()),
-        Data::F64(v) => Data::F64(v.get(at..).unwrap_or_default()),
-        Data::Bf16(v) => Data::Bf16(v.get(at..).unwrap_or_default()),
-        Data::F16(v) => Data::F16(v.get(at..).unwrap_or_default()),
-    };
     Heads {
-        data,
+        data: memory.data.part(at..usize::MAX),
         batch_stride: 0,
         ..memory
     }

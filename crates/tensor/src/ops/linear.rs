@@ -301,6 +301,40 @@ mod tests {
     }
 
     #[test]
+    fn weights_in_blocks_multiply_look_up_and_pass_gradients_as_their_widened_copy() {
+        use ounce_kernels::BlockKind;
+        let bytes: Vec<u8> = (0..3 * 2 * 34)
+            .map(|i| if i % 34 == 1 { 36 } else { (i * 7) as u8 })
+            .collect();
+        let blocks = Tensor::from_le_bytes(&bytes, DType::Blocks(BlockKind::Q8_0), &[3, 64]).unwrap();
+        let wide = blocks.cast(DType::F32).unwrap();
+        assert!(wide.to_f32().iter().any(|&v| v != 0.0));
+        let x = Tensor::new(values(2 * 64, 5).iter().map(|&v| v as f32).collect(), &[2, 64]).unwrap();
+        let run = |w: &Tensor| {
+            let x = x.clone().requires_grad();
+            let y = linear(&x, w, Compute::F32).unwrap();
+            let mut gradients = Gradients::new();
+            let loss = ops::linear_cross_entropy(&x, w, &[2, 0], Compute::F32).unwrap();
+            ops::add(&loss, &ops::sum(&y).unwrap())
+                .unwrap()
+                .backward(&mut gradients)
+                .unwrap();
+            let rows = ops::embedding(w, &[2, 0, 2], &[3]).unwrap();
+            let part = ops::narrow_rows(w, 1, 3).unwrap();
+            let pieces = [y, gradients.get(&x).unwrap().clone(), loss, rows].map(|t| t.to_f32());
+            (pieces, part.to_f32(), w.piece(30, 70))
+        };
+        assert_eq!(run(&blocks), run(&wide));
+        assert_eq!(ops::narrow_rows(&blocks, 2, 3).unwrap().bytes(), &bytes[2 * 2 * 34..]);
+        assert!(Tensor::from_le_bytes(&bytes, DType::Blocks(BlockKind::Q8_0), &[6, 31]).is_err());
+        assert!(ops::reshape(&blocks, &[12, 16]).is_err());
+        assert!(
+            ops::add(&blocks, &blocks).is_err(),
+            "blocks are for products and lookups"
+        );
+    }
+
+    #[test]
     fn a_bf16_weight_multiplies_as_its_widened_copy() {
         let x = Tensor::new(values(8 * 40, 5).iter().map(|&v| v as f32).collect(), &[8, 40]).unwrap();
         let w = Tensor::new(values(24 * 40, 6).iter().map(|&v| v as f32).collect(), &[24, 40])

@@ -44,12 +44,7 @@ pub fn embedding(table: &Tensor, ids: &[usize], dims: &[usize]) -> Result<Tensor
         _ => {
             let mut y = f32::buffer(ids.len() * d);
             for (&id, out) in ids.iter().zip(y.chunks_exact_mut(d.max(1))) {
-                let row = match table.data(OP)? {
-                    k::Data::Bf16(v) => k::Data::Bf16(&v[id * d..(id + 1) * d]),
-                    k::Data::F16(v) => k::Data::F16(&v[id * d..(id + 1) * d]),
-                    other => other,
-                };
-                k::widen(row, out);
+                k::widen(table.data(OP)?.part(id * d..(id + 1) * d), out);
             }
             Tensor::owned(y, &shape_y)
         }

@@ -15,6 +15,9 @@ pub fn reshape(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     if dims.iter().product::<usize>() != x.numel() {
         return shape("reshape", "the number of elements stays", (x.describe(), dims));
     }
+    if !x.dtype().fits(dims) {
+        return shape("reshape", "rows are whole blocks", (x.describe(), dims));
+    }
     let mut y = x.detach();
     y.shape = dims.to_vec();
     let old = x.shape.clone();
