@@ -6,15 +6,13 @@
 
 use crate::{
     error::{Result, TrainError},
+    export::Exporter,
     optimizer::Optimizer,
-    recipe::{Export, Recipe},
-    trainer::TrainJob,
 };
 use ounce_formats::{Dtype, FormatError, SafetensorsWriter, TensorSpec, as_bytes, fsx};
-use ounce_model::{DTYPE_KEYS, Model, ModelError, Tokenizer};
-use ounce_tensor::{DType, Tensor};
+use ounce_model::Model;
+use ounce_tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs,
@@ -66,47 +64,6 @@ pub(crate) fn list(out: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Writes the model in Hugging Face form into the existing folder `dir`.
-pub(crate) fn export(
-    dir: &Path,
-    model: &mut Model,
-    config: &Value,
-    tokenizer: &Tokenizer,
-    export: Export,
-) -> Result<()> {
-    let dtype = match export {
-        Export::Bf16 => (DType::BF16, Dtype::BF16, "bfloat16"),
-        Export::F32 => (DType::F32, Dtype::F32, "float32"),
-    };
-    let mut config = config.clone();
-    config["dtype"] = dtype.2.into();
-    for key in DTYPE_KEYS {
-        // What the model continued from said may be of another type.
-        if let Some(said) = config.get_mut(key) {
-            *said = dtype.2.into();
-        }
-    }
-    write_json(&dir.join("config.json"), &config)?;
-    write_json(
-        &dir.join("generation_config.json"),
-        &json!({ "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"] }),
-    )?;
-    tokenizer.save(dir).map_err(ModelError::from)?;
-    let mut specs = Vec::new();
-    let mut tensors: Vec<Tensor> = Vec::new();
-    model.visit(&mut |p| {
-        specs.push(TensorSpec::new(p.name.clone(), dtype.1, p.tensor.shape()));
-        tensors.push(p.tensor.detach());
-    });
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut writer = SafetensorsWriter::create(&dir.join("model.safetensors"), specs.clone(), &metadata)?;
-    for (spec, tensor) in specs.iter().zip(tensors) {
-        writer.write(&spec.name, tensor.cast(dtype.0)?.bytes())?;
-    }
-    writer.finish()?;
-    Ok(())
-}
-
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
     text.push(b'\n');
@@ -117,15 +74,13 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 pub(crate) struct Snapshot<'a> {
     pub(crate) model: &'a mut Model,
     pub(crate) optimizer: &'a Optimizer,
-    pub(crate) config: &'a Value,
-    pub(crate) tokenizer: &'a Tokenizer,
-    pub(crate) recipe: &'a Recipe,
+    pub(crate) exporter: &'a Exporter,
     pub(crate) state: State,
 }
 
 /// Writes `OUT/step-N/` and removes all but the last `keep` checkpoints.
 pub(crate) fn save(out: &Path, snapshot: Snapshot<'_>) -> Result<()> {
-    let (step, keep) = (snapshot.state.step, snapshot.recipe.run.keep);
+    let (step, keep) = (snapshot.state.step, snapshot.exporter.recipe.run.keep);
     place(out, &format!("step-{step}"), |dir| write(dir, snapshot))?;
     for (_, old) in list(out).into_iter().skip(keep) {
         remove(&old)?;
@@ -155,13 +110,10 @@ fn write(dir: &Path, snapshot: Snapshot<'_>) -> Result<()> {
     let Snapshot {
         model,
         optimizer,
-        config,
-        tokenizer,
-        recipe,
+        exporter,
         state,
     } = snapshot;
-    export(dir, model, config, tokenizer, recipe.run.export)?;
-    fsx::write_atomic(&dir.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+    exporter.write(model, dir)?;
 
     let mut specs = Vec::new();
     let mut masters: Vec<Tensor> = Vec::new();
@@ -210,19 +162,11 @@ pub(crate) fn clear_partial(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `OUT/final/`: the model alone, with recipe, metrics and card.
-pub(crate) fn write_final(job: &TrainJob, model: &mut Model, config: &Value, tokenizer: &Tokenizer) -> Result<()> {
-    place(&job.out, "final", |dir| {
-        export(dir, model, config, tokenizer, job.recipe.run.export)?;
-        fsx::write_atomic(&dir.join("recipe.toml"), job.recipe.to_toml().as_bytes())?;
-        let metrics = fsx::read(&job.out.join("metrics.jsonl"))?;
-        fsx::write_atomic(&dir.join("metrics.jsonl"), &metrics)?;
-        let card = format!(
-            "# {} parameters, trained with Ounce {}\n\n```\n{}\n```\n\nThe recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n",
-            model.parameters(),
-            env!("CARGO_PKG_VERSION"),
-            job.command_line,
-        );
-        Ok(fsx::write_atomic(&dir.join("README.md"), card.as_bytes())?)
+/// `OUT/final/`: the model alone, with the metrics.
+pub(crate) fn write_final(out: &Path, model: &mut Model, exporter: &Exporter) -> Result<()> {
+    place(out, "final", |dir| {
+        exporter.write(model, dir)?;
+        let metrics = fsx::read(&out.join("metrics.jsonl"))?;
+        Ok(fsx::write_atomic(&dir.join("metrics.jsonl"), &metrics)?)
     })
 }

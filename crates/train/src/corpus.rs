@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Result, TrainError},
-    objective::{At, NextToken, Objective},
+    objective::{At, How, NextToken, Objective},
     recipe::{Recipe, TokenizerConfig},
 };
 use ounce_data::{Batch, DataDir, Document, Sources, TokenStream};
@@ -110,6 +110,11 @@ impl Corpus {
         let Some(stream) = &self.validation else {
             return Ok(None);
         };
+        let how = How {
+            at: At::default(),
+            compute,
+            choices: None,
+        };
         let (mut nats, mut count, mut bytes, mut start) = (0.0, 0, 0, 0);
         while start + 1 < stream.len() && count < tokens {
             let end = (start + length).min(stream.len() - 1);
@@ -120,7 +125,7 @@ impl Corpus {
                 inputs: window[..end - start].to_vec(),
                 targets: window[1..].to_vec(),
             };
-            let loss = no_grad(|| NextToken.loss(model, &batch, At::default(), compute))?;
+            let loss = no_grad(|| NextToken.loss(model, &batch, &how))?;
             let cross_entropy = loss.parts.first().map_or(f64::NAN, |p| p.1);
             nats += cross_entropy * batch.length as f64;
             count += batch.length;

@@ -9,6 +9,7 @@ mod checkpoint;
 mod corpus;
 mod error;
 mod estimate;
+mod export;
 mod metrics;
 pub mod objective;
 mod optimizer;

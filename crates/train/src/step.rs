@@ -3,14 +3,18 @@
 use crate::{
     error::{Result, TrainError},
     estimate::{check_memory, vocab_size},
-    objective::{At, Objective},
+    objective::{At, How, Objective, hidden},
     optimizer::Optimizer,
     recipe::Recipe,
     start::Start,
 };
 use ounce_data::{Batch, DataDir};
-use ounce_model::Model;
+use ounce_model::{
+    Batch as ModelBatch, Model,
+    balance::{Selected, whole_step},
+};
 use ounce_tensor::{Compute, Gradients, Tensor};
+use std::sync::Arc;
 
 /// Bytes of buffers kept between operations and steps.
 const BUFFERS: usize = 512 << 20;
@@ -87,6 +91,46 @@ impl TrainStep {
         self.objective.tokens_needed(recipe.run.length) - 1
     }
 
+    /// Whether the model has a balance loss: then a step of several micro-batches counts choices first.
+    pub(crate) fn balances(&self) -> bool {
+        let one = ModelBatch {
+            ids: &[0],
+            batch: 1,
+            compute: self.compute,
+        };
+        let probe = || -> Result<bool> {
+            let mut ctx = self.model.context(one)?;
+            self.model.hidden(&mut ctx)?;
+            Ok(!ctx.sink.balance.selected.is_empty())
+        };
+        // A model that cannot read a single token may have one.
+        probe().unwrap_or(true)
+    }
+
+    /// Counts the choices of all micro-batches where a balance loss depends on them: its statistics are those of the step,
+    /// however the step is cut. The forwards are the very ones of the losses, so that they choose alike to the bit.
+    fn count_choices(&self, micro_batches: &[Batch], step: u64) -> Result<Option<Arc<[Selected]>>> {
+        if micro_batches.len() < 2 || !self.balances() {
+            return Ok(None);
+        }
+        let mut counts = Vec::with_capacity(micro_batches.len());
+        for (part, batch) in micro_batches.iter().enumerate() {
+            let at = At {
+                seed: self.seed,
+                step,
+                part: part as u64,
+            };
+            let how = How {
+                at,
+                compute: self.compute,
+                choices: None,
+            };
+            let input = self.objective.input(batch, at);
+            counts.push(hidden(&self.model, &input, &how)?.1.sink.balance.selected);
+        }
+        Ok(Some(whole_step(counts)))
+    }
+
     /// One optimiser step over the micro-batches; `step` counts from 1.
     ///
     /// # Errors
@@ -95,13 +139,19 @@ impl TrainStep {
         let mut gradients = Gradients::new();
         let (mut loss, mut parts): (f64, Vec<(&'static str, f64)>) = (0.0, Vec::new());
         let n = micro_batches.len() as f64;
+        let counted = self.count_choices(micro_batches, step)?;
         for (part, batch) in micro_batches.iter().enumerate() {
             let at = At {
                 seed: self.seed,
                 step,
                 part: part as u64,
             };
-            let made = self.objective.loss(&self.model, batch, at, self.compute)?;
+            let how = How {
+                at,
+                compute: self.compute,
+                choices: counted.clone(),
+            };
+            let made = self.objective.loss(&self.model, batch, &how)?;
             let value = made.total.item()?;
             if !value.is_finite() {
                 return Err(TrainError::Diverged { step, loss: value });

@@ -5,6 +5,7 @@ use crate::{
     corpus::Corpus,
     error::Result,
     estimate::check_memory,
+    export::Exporter,
     metrics::Metrics,
     recipe::Recipe,
     resume,
@@ -100,8 +101,7 @@ struct Prepared {
     corpus: Corpus,
     sampler: Sampler,
     trainer: TrainStep,
-    /// The `config.json` of exports.
-    config: Value,
+    exporter: Exporter,
     /// What checkpoints say of this run; step and metrics are filled in.
     state: State,
     metrics: Metrics,
@@ -130,7 +130,14 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
         Ok((tokenizer.vocab_size(), tokenizer.eos_ids().first().copied()))
     })?;
     check_memory(recipe, start.config())?;
-    let config = start.json().clone();
+    let base = recipe.init.as_deref().map(|init| job.data.expand(init)).transpose()?;
+    let exporter = Exporter {
+        config: start.json().clone(),
+        tokenizer: corpus.tokenizer.clone(),
+        recipe: recipe.clone(),
+        command_line: job.command_line.clone(),
+        base,
+    };
     let model = start.model(recipe)?;
     for note in model.notes() {
         on_event(&Event::Note(note.clone()));
@@ -142,6 +149,12 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
     }
     corpus.check_range(trainer.model.config.vocab_size)?;
     let micro_batches = run.batch / run.micro_batch();
+    if micro_batches > 1 && trainer.balances() {
+        on_event(&Event::Note(format!(
+            "the balance loss is of the whole step: each of its {micro_batches} micro-batches is run forward once more to \
+             count choices, about a third more time (run.micro_batch = run.batch needs no counting)"
+        )));
+    }
     let length = trainer.objective.tokens_needed(run.length) - 1;
     let mut sampler = Sampler::new(corpus.train.clone(), length, run.micro_batch(), micro_batches, run.seed)?;
     if run.aligned {
@@ -159,7 +172,7 @@ fn prepare(job: &TrainJob, on_event: &mut dyn FnMut(&Event)) -> Result<Prepared>
         corpus,
         sampler,
         trainer,
-        config,
+        exporter,
         state,
         metrics: Metrics::open(&out.join("metrics.jsonl"), metrics_bytes)?,
         done,
@@ -192,7 +205,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         corpus,
         sampler,
         mut trainer,
-        config,
+        exporter,
         state,
         mut metrics,
         mut done,
@@ -204,6 +217,9 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         resumed_at: done,
     });
 
+    if done == 0 {
+        evaluate(&corpus, &trainer, recipe, 0, &mut metrics, on_event)?;
+    }
     while done < run.steps {
         let start = Instant::now();
         let step = done + 1;
@@ -227,16 +243,8 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
         let stopping = stop.load(Ordering::Relaxed);
         let last = done == run.steps;
         let due = |every: u64| every > 0 && done % every == 0;
-        if (due(run.eval_every) || last)
-            && let Some((loss, bits)) = corpus.evaluate(&trainer.model, run.length, run.eval_tokens, trainer.compute)?
-        {
-            let evaluation = Evaluation {
-                step: done,
-                validation_loss: loss,
-                validation_bits_per_byte: bits,
-            };
-            metrics.write(&evaluation)?;
-            on_event(&Event::Evaluated(evaluation));
+        if due(run.eval_every) || last {
+            evaluate(&corpus, &trainer, recipe, done, &mut metrics, on_event)?;
         }
         if due(run.checkpoint_every) || last || stopping {
             let state = State {
@@ -247,9 +255,7 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
             let snapshot = Snapshot {
                 model: &mut trainer.model,
                 optimizer: &trainer.optimizer,
-                config: &config,
-                tokenizer: &corpus.tokenizer,
-                recipe,
+                exporter: &exporter,
                 state,
             };
             checkpoint::save(out, snapshot)?;
@@ -259,7 +265,31 @@ pub fn train(job: &TrainJob, on_event: &mut dyn FnMut(&Event), stop: &AtomicBool
             return Ok(false);
         }
     }
-    checkpoint::write_final(job, &mut trainer.model, &config, &corpus.tokenizer)?;
+    checkpoint::write_final(out, &mut trainer.model, &exporter)?;
     on_event(&Event::Saved(out.join("final")));
     Ok(true)
+}
+
+/// Measures the model on the validation text, where there is one, and tells what came out.
+fn evaluate(
+    corpus: &Corpus,
+    trainer: &TrainStep,
+    recipe: &Recipe,
+    step: u64,
+    metrics: &mut Metrics,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<()> {
+    let run = &recipe.run;
+    let found = corpus.evaluate(&trainer.model, run.length, run.eval_tokens, trainer.compute)?;
+    let Some((validation_loss, validation_bits_per_byte)) = found else {
+        return Ok(());
+    };
+    let evaluation = Evaluation {
+        step,
+        validation_loss,
+        validation_bits_per_byte,
+    };
+    metrics.write(&evaluation)?;
+    on_event(&Event::Evaluated(evaluation));
+    Ok(())
 }

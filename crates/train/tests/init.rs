@@ -114,3 +114,42 @@ fn a_tensor_without_a_use_is_refused_and_not_dropped() {
     );
     assert_eq!(by_train, by_generate);
 }
+
+#[test]
+fn what_a_checkpoint_carries_goes_with_what_is_trained_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    ounce_data::toy::write_toys(&data, 0, 20_000).unwrap();
+    let rest = "[data]\ntrain = [\"${data}/toy-text.txt\"]\n[optimizer]\nlr = 1e-2\n\
+                [run]\nsteps = 1\nbatch = 2\nlength = 16\n";
+    let shape =
+        "[model]\nhidden_size = 16\nlayers = 1\nheads = 2\nintermediate_size = 16\n[tokenizer]\ntrain_vocab = 260\n";
+    let (base, on) = (dir.path().join("base"), dir.path().join("on"));
+    run(&format!("{shape}{rest}"), &base, &data);
+    let base = base.join("final");
+    let carried = [
+        ("chat_template.jinja", "{{ messages }}"),
+        (
+            "generation_config.json",
+            "{\"pad_token_id\": 2, \"eos_token_id\": [0, 1]}",
+        ),
+        ("LICENSE", "Apache"),
+        ("README.md", "# The base"),
+    ];
+    for (name, text) in carried {
+        std::fs::write(base.join(name), text).unwrap();
+    }
+    run(&format!("init = {:?}\n{rest}", base.display().to_string()), &on, &data);
+    for folder in ["final", "step-1"] {
+        let read = |name: &str| std::fs::read_to_string(on.join(folder).join(name)).unwrap();
+        for (name, text) in &carried[..3] {
+            assert_eq!(read(name), *text, "{folder}/{name}");
+        }
+        assert_eq!(read("README.base.md"), "# The base");
+        let card = read("README.md");
+        assert!(
+            card.contains("Trained on from") && card.contains(&base.display().to_string()),
+            "{card}"
+        );
+    }
+}

@@ -7,7 +7,7 @@ use ounce_tensor::{Compute, DType, Gradients, Tensor, gradcheck, no_grad, ops};
 use ounce_train::{
     Recipe,
     objective::{
-        At, NextToken, Objective, ObjectiveConfig,
+        At, How, NextToken, Objective, ObjectiveConfig,
         long_short::{
             CeViews, Divergence, LongShort, LongShortConfig, StopGrad, divergence_reference, divergence_sum,
             linear_divergence, pairs,
@@ -72,7 +72,12 @@ const AT: At = At {
 /// Loss, and gradients of all parameters in order (zeros where there is none).
 fn run(objective: &dyn Objective, batch: &Batch, at: At) -> (f64, Vec<Vec<f32>>) {
     let mut model = model(&config());
-    let made = objective.loss(&model, batch, at, Compute::F32).unwrap();
+    let how = How {
+        at,
+        compute: Compute::F32,
+        choices: None,
+    };
+    let made = objective.loss(&model, batch, &how).unwrap();
     let mut gradients = Gradients::new();
     made.total.backward(&mut gradients).unwrap();
     let mut list = Vec::new();

@@ -9,8 +9,9 @@ use crate::{
 };
 use ounce_data::DataDir;
 use ounce_lab::report::{format_bytes, format_count};
-use ounce_train::{Event, Recipe, TrainJob, estimate, train};
+use ounce_train::{Event, Recipe, StepReport, TrainJob, estimate, train};
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 pub(super) fn run(args: &Train, global: &Global) -> Outcome {
     let recipe = Recipe::read(&args.recipe, &args.set)?;
@@ -29,6 +30,7 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
         command_line: command_line(),
     };
     let mut last = json!(null);
+    let mut log = Log::new(shown && steps.is_hidden(), job.recipe.run.steps);
     let finished = train(
         &job,
         &mut |event| match event {
@@ -38,6 +40,7 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
                 resumed_at,
             } => {
                 steps.set_position(*resumed_at);
+                log.begin(*resumed_at);
                 let begun = if *resumed_at > 0 {
                     format!(", resumed after step {resumed_at}")
                 } else {
@@ -58,6 +61,7 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
             Event::Step(step) => {
                 steps.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
                 steps.set_position(step.step);
+                log.step(step);
                 last = json!({ "step": step.step, "loss": step.loss });
             }
             Event::Evaluated(e) => {
@@ -87,6 +91,53 @@ pub(super) fn run(args: &Train, global: &Global) -> Outcome {
         return output::json(&last);
     }
     output::line(&args.out.join("final").display().to_string())
+}
+
+/// Lines where there is no terminal for a bar: after the first step, then every so often, and after the last.
+struct Log {
+    shown: bool,
+    steps: u64,
+    begun: (u64, Instant),
+    told: Option<Instant>,
+}
+
+/// Time between two lines.
+const EVERY: Duration = Duration::from_secs(10);
+
+impl Log {
+    fn new(shown: bool, steps: u64) -> Self {
+        Self {
+            shown,
+            steps,
+            begun: (0, Instant::now()),
+            told: None,
+        }
+    }
+
+    /// Steps begin after `done` of them.
+    fn begin(&mut self, done: u64) {
+        self.begun = (done, Instant::now());
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let due = self.told.is_none_or(|told| told.elapsed() >= EVERY) || report.step == self.steps;
+        if !due || !self.shown {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let (from, begun) = self.begun;
+        let each = begun.elapsed().as_secs_f64() / (report.step - from).max(1) as f64;
+        let text = format!(
+            "step {}/{}  loss {:.4}  lr {:.2e}  {:.0} tokens/s  {} left",
+            report.step,
+            self.steps,
+            report.loss,
+            report.lr,
+            report.tokens_per_second,
+            in_words(each * (self.steps - report.step) as f64)
+        );
+        note(true, &text);
+    }
 }
 
 /// What the run will cost.

@@ -105,7 +105,9 @@ impl<'a> Workbench<'a> {
         let metrics = fsx::read_to_string(&folder.join("metrics.jsonl"))?;
         let curve = |key: &str| -> Vec<(f64, f64)> {
             let rows = metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+            // The evaluation before the first step would hide all later ones in a plot.
             rows.filter_map(|row| Some((row["step"].as_f64()?, row[key].as_f64()?)))
+                .filter(|&(step, _)| step > 0.0)
                 .collect()
         };
         Ok(Trained {

@@ -46,12 +46,13 @@
 
 mod fused;
 
-use super::{At, LossParts, Objective, Problem, add_side_losses};
+use super::{At, How, LossParts, Objective, Problem, add_side_losses, hidden};
 use crate::error::Result;
 use ounce_data::{Batch, RandomStream};
-use ounce_model::{Batch as ModelBatch, Model};
-use ounce_tensor::{Compute, Tensor, ops};
+use ounce_model::Model;
+use ounce_tensor::{Tensor, ops};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 pub use fused::{divergence_sum, linear_divergence};
 
@@ -222,18 +223,16 @@ impl Objective for LongShort {
         2 * rows
     }
 
-    fn loss(&self, model: &Model, batch: &Batch, at: At, compute: Compute) -> Result<LossParts> {
+    fn input<'a>(&self, batch: &'a Batch, at: At) -> Cow<'a, Batch> {
+        Cow::Owned(self.views(batch, self.extra(at)))
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch, how: &How) -> Result<LossParts> {
         let LongShortConfig { alpha, ce, .. } = self.config;
-        let extra = self.extra(at);
+        let compute = how.compute;
+        let extra = self.extra(how.at);
         let views = self.views(batch, extra);
-        let input = ModelBatch {
-            ids: &views.inputs,
-            batch: views.rows,
-            compute,
-        };
-        let mut ctx = model.context(input)?;
-        ctx.noise = at.noise();
-        let hidden = model.hidden(&mut ctx)?;
+        let (hidden, mut ctx) = hidden(model, &views, how)?;
         let counted = match ce {
             CeViews::Both => views.rows,
             CeViews::First => batch.rows,

@@ -6,9 +6,10 @@ mod next_token;
 use crate::error::Result;
 use long_short::{LongShort, LongShortConfig};
 use ounce_data::Batch;
-use ounce_model::{Ctx, Model, Noise};
+use ounce_model::{Batch as ModelBatch, Ctx, Model, Noise, balance::Selected};
 use ounce_tensor::{Compute, Tensor, ops};
 use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, sync::Arc};
 
 pub use next_token::NextToken;
 
@@ -39,6 +40,17 @@ impl At {
     }
 }
 
+/// How a loss is computed.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// Which step.
+    pub at: At,
+    /// Arithmetic of the matrix products.
+    pub compute: Compute,
+    /// What all micro-batches of the step chose, if there are several: balance losses are of the whole step.
+    pub choices: Option<Arc<[Selected]>>,
+}
+
 /// A key of the recipe that is out of range.
 pub(crate) struct Problem {
     pub(crate) key: &'static str,
@@ -54,11 +66,28 @@ pub trait Objective: Send + Sync {
     fn forward_rows(&self, rows: usize) -> usize {
         rows
     }
+    /// The windows that go through the model for a micro-batch.
+    fn input<'a>(&self, batch: &'a Batch, _at: At) -> Cow<'a, Batch> {
+        Cow::Borrowed(batch)
+    }
     /// The loss of one micro-batch.
     ///
     /// # Errors
     /// If shapes do not fit.
-    fn loss(&self, model: &Model, batch: &Batch, at: At, compute: Compute) -> Result<LossParts>;
+    fn loss(&self, model: &Model, batch: &Batch, how: &How) -> Result<LossParts>;
+}
+
+/// The forward that every objective begins with: hidden states of [`Objective::input`], and what the blocks left.
+pub(crate) fn hidden<'a>(model: &Model, input: &'a Batch, how: &How) -> Result<(Tensor, Ctx<'a>)> {
+    let mut ctx = model.context(ModelBatch {
+        ids: &input.inputs,
+        batch: input.rows,
+        compute: how.compute,
+    })?;
+    ctx.noise = how.at.noise();
+    ctx.sink.balance.step.clone_from(&how.choices);
+    let hidden = model.hidden(&mut ctx)?;
+    Ok((hidden, ctx))
 }
 
 /// Adds the losses that the blocks left in the sink (the balance of mixtures of experts) to an objective's own.
