@@ -114,6 +114,7 @@ mod tests {
     fn other_families_and_layers_beyond_the_model_are_refused() {
         let mut mistral = llama();
         mistral["model_type"] = "mistral".into();
+        mistral["num_key_value_heads"] = 2.into();
         let error = ladder_config(&mistral, None).unwrap_err().to_string();
         assert_eq!(
             error,

@@ -79,8 +79,8 @@ fn plan(opened: &Opened, options: &Options) -> Result<Plan<'static>, CompressErr
 
     let what = format!(
         "Attention is a mixture of heads (MoH, arXiv 2410.11842): {shared} of {} heads are always on, {active} of the \
-         others per token, chosen by the {router} router. `moh` in `config.json` says so; without it the weights would load as \
-         an ordinary model and compute something else, so the `model_type` is its own.",
+         others per token, chosen by the {router} router. `moh` in `config.json` says so; other programs \
+         pass it over, load the weights as an ordinary model and compute something else.",
         before.heads
     );
     let all = active == routed && router == "query_norm";

@@ -51,12 +51,14 @@ impl Opened {
             checkpoint.path().to_owned()
         };
         let file = file.display().to_string();
-        let stored = ModelConfig::parse(&file, checkpoint.config())?;
-        layout::settle(&mut checkpoint, &stored)?;
-        let json = match &options.attention {
-            None => checkpoint.config().clone(),
-            Some(spec) => attention::overridden(checkpoint.config(), spec)?,
+        let wanted = |json: &Value| match &options.attention {
+            None => Ok(json.clone()),
+            Some(spec) => attention::overridden(json, spec),
         };
+        let stated = ModelConfig::parse(&file, &wanted(checkpoint.config())?)?;
+        // What the files hold may correct what they state.
+        layout::settle(&mut checkpoint, &stated)?;
+        let json = wanted(checkpoint.config())?;
         let config = ModelConfig::parse(&file, &json)?;
         Ok(Self {
             checkpoint: Arc::new(checkpoint),

@@ -339,7 +339,7 @@ mod tests {
     fn config(hidden_size: u64) -> ModelConfig {
         let json = json!({
             "model_type": "mixtral", "vocab_size": 11, "hidden_size": hidden_size, "intermediate_size": 12,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1,
         });
         ModelConfig::parse("config.json", &json).unwrap()
     }

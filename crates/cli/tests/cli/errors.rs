@@ -86,7 +86,7 @@ fn generation() {
     script.case(&["generate", llama, "--prompt", "no tokenizer here"]);
     script.case(&["generate", llama, "--ids", "1", "--temperature", "-1"]);
     script.case(&["generate", llama, "--ids", "1", "--temperature", "nan"]);
-    script.case(&["generate", llama, "--ids", "1", "--top-p", "0"]);
+    script.case(&["generate", llama, "--ids", "1", "--top-p", "-0.5"]);
     script.case(&["generate", llama, "--ids", "1", "--repetition-penalty", "0"]);
     let dir = copy_of("llama");
     script.name(dir.path(), "MODEL");

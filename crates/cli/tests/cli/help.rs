@@ -7,6 +7,7 @@ const COMMANDS: &[&[&str]] = &[
     &["demo"],
     &["inspect"],
     &["generate"],
+    &["chat"],
     &["train"],
     &["merge"],
     &["convert"],

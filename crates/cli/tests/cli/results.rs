@@ -319,7 +319,7 @@ fn a_trained_model_is_evaluated_and_speaks() {
     let made = json(&[&prompt[..], &["--json"]].concat());
     let said = made["text"].as_str().unwrap();
     assert_eq!(
-        stdout(&prompt).trim_end_matches('\n'),
+        stdout(&[&prompt[..], &["--echo"]].concat()).trim_end_matches('\n'),
         said.trim_end_matches('\n'),
         "streamed and whole agree"
     );

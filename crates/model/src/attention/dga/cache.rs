@@ -112,9 +112,15 @@ impl DgaCache {
         };
         let out = if self.seen == 0 && self.config.selection == Selection::Global {
             let heads: Vec<Head<f32>> = heads(q, k, v, shape, spans, &self.config)?;
+            let call = Call {
+                config: &self.config,
+                hd: self.hd,
+                scale: shape.scale,
+                compute,
+            };
             for (n, (row, head)) in self.rows.iter_mut().zip(&heads).enumerate() {
                 let offset = spans[n / shape.kv_heads].q_start + shape.real(spans, n / shape.kv_heads).start;
-                row.fill(head, self.hd, offset, &self.config);
+                row.fill(head, offset, call);
             }
             fast::outputs(&heads, shape, spans)
         } else {
@@ -210,7 +216,8 @@ impl Row {
     }
 
     /// Takes over a prompt; `offset` is the position of its first real token.
-    fn fill(&mut self, head: &Head<f32>, hd: usize, offset: usize, config: &DgaConfig) {
+    fn fill(&mut self, head: &Head<f32>, offset: usize, call: Call<'_>) {
+        let Call { config, hd, .. } = call;
         let layout = &head.layout;
         let groups = layout.groups.iter().enumerate();
         let groups = groups.map(|(j, g)| (layout.len + j, g.members[g.members.len() - 1]));
@@ -233,6 +240,12 @@ impl Row {
             self.kept = config.sink.min(layout.len);
         } else {
             self.closed = self.last[..self.kept].iter().max().map_or(0, |last| last + 1);
+        }
+        if layout.len > 0 {
+            // As after any other token: the newest query compresses what is due.
+            let newest = head.q.chunks_exact(layout.len * hd);
+            let newest: Vec<f32> = newest.flat_map(|q| &q[(layout.len - 1) * hd..]).copied().collect();
+            self.compress(&newest, call);
         }
     }
 
