@@ -93,7 +93,7 @@ fn plan(job: &ConvertJob) -> Result<(&'static Conversion, Opened, Plan<'static>)
             format!("it takes: {}", known.join(", ")),
         ));
     }
-    let opened = Opened::new(&job.model, &OpenOptions::default())?;
+    let opened = Opened::folder(&job.model, &OpenOptions::default())?;
     let plan = (conversion.plan)(&opened, &job.options)?;
     Ok((conversion, opened, plan))
 }

@@ -4,8 +4,15 @@
 //! Opening has two steps. [`Opened`] is a checkpoint whose files, names and configuration are checked, before any weight
 //! is read: what costs are estimated from, and what tensors are copied from. [`Opened::model`] then builds the model.
 
-use crate::{attention, config::ModelConfig, error::Result, gguf, layout, model::Model, weights::CheckpointWeights};
-use ounce_formats::Checkpoint;
+use crate::{
+    attention,
+    config::ModelConfig,
+    error::{ModelError, Result},
+    gguf, layout,
+    model::Model,
+    weights::CheckpointWeights,
+};
+use ounce_formats::{Checkpoint, gguf::is_gguf};
 use serde_json::Value;
 use std::{path::Path, sync::Arc};
 
@@ -66,6 +73,21 @@ impl Opened {
             config,
             widen: options.widen,
         })
+    }
+
+    /// [`Opened::new`] of a folder, for what copies or trains weights: those of a GGUF file may be blocks.
+    ///
+    /// # Errors
+    /// As there, and if it is a GGUF file.
+    pub fn folder(path: &Path, options: &OpenOptions) -> Result<Self> {
+        if path.is_file() && is_gguf(path) {
+            return Err(ModelError::Input {
+                what: path.display().to_string(),
+                rule: "is a GGUF file, which can be run and measured, but not rewritten or trained".into(),
+                hint: "take the Hugging Face folder of this model".into(),
+            });
+        }
+        Self::new(path, options)
     }
 
     /// The files: tensors by name.

@@ -34,7 +34,10 @@ impl Start {
                 widen: true,
                 attention: recipe.attention.clone(),
             };
-            return Ok(Self::Checkpoint(Box::new(Opened::new(&data.expand(init)?, &options)?)));
+            return Ok(Self::Checkpoint(Box::new(Opened::folder(
+                &data.expand(init)?,
+                &options,
+            )?)));
         }
         let Some(shape) = &recipe.model else {
             return Err(TrainError::Recipe {

@@ -113,7 +113,7 @@ pub struct MergeReport {
 const BUFFERS: usize = 32 << 20;
 
 fn open(job: &MergeJob) -> Result<(Arc<Checkpoint>, Model), CompressError> {
-    let opened = Opened::new(&job.model, &OpenOptions::default())?;
+    let opened = Opened::folder(&job.model, &OpenOptions::default())?;
     let checkpoint = opened.checkpoint().clone();
     let model = opened.model()?;
     let place = job.model.display().to_string();
