@@ -3,7 +3,7 @@
 //! Every figure comes from the configuration and the tensors as they are stored; nothing is run. Costs are those of one
 //! token: parameters it meets, arithmetic, and memory it leaves in the cache.
 
-use ounce_formats::{Checkpoint, FormatError, TensorView, fsx, view::Region};
+use ounce_formats::{Checkpoint, FormatError, SafetensorsFile, TensorView, fsx, view::Region};
 use ounce_model::{
     Model, ModelConfig, ModelError, OpenOptions, Opened, attention::Cost, ffn::Bill, ffn::mole, plan::PlanBill,
 };
@@ -262,7 +262,11 @@ pub fn inspect(
 
 fn disk(checkpoint: &Checkpoint) -> Result<u64, FormatError> {
     let mut bytes = 0;
-    for shard in checkpoint.shards() {
+    // Several parts may lie in one file.
+    let mut files: Vec<&SafetensorsFile> = checkpoint.shards().iter().collect();
+    files.sort_by_key(|shard| shard.path());
+    files.dedup_by_key(|shard| shard.path());
+    for shard in files {
         bytes += ounce_formats::fsx::open(shard.path())?
             .metadata()
             .map_err(|error| FormatError::Io {
