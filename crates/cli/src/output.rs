@@ -26,11 +26,10 @@ pub(crate) fn piece(text: &str) -> Outcome {
 }
 
 /// Prints text beside the data, on stderr, at once.
-pub(crate) fn aside(text: &str) -> Outcome {
+pub(crate) fn aside(text: &str) {
     let mut err = io::stderr().lock();
     // Nothing depends on it.
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
-    Ok(())
 }
 
 /// Prints a table, in colour on a terminal.

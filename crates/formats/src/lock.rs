@@ -86,7 +86,7 @@ impl FolderLock {
 
     /// The locked folder has this name now.
     pub(crate) fn moved(&mut self, folder: &Path) {
-        self.folder = folder.to_owned();
+        folder.clone_into(&mut self.folder);
     }
 }
 

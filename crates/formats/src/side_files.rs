@@ -76,7 +76,10 @@ impl SideFiles {
                 found.files.push((path, kept));
             } else if TEMPLATES.contains(&name.as_str()) && path.is_dir() {
                 check_inside(checkpoint, &path)?;
-                for inner in self::names(&path)?.into_iter().filter(|n| n.ends_with(".jinja")) {
+                for inner in self::names(&path)?
+                    .into_iter()
+                    .filter(|n| Path::new(n).extension().is_some_and(|e| e == "jinja"))
+                {
                     check(checkpoint, &path.join(&inner))?;
                     found.files.push((path.join(&inner), format!("{name}/{inner}")));
                 }

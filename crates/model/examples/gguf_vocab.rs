@@ -27,13 +27,14 @@ fn main() -> Result<ExitCode, Failure> {
                 failed |= right != all;
                 format!("{} {right} of {all} texts", if right == all { "pass" } else { "FAIL" })
             }
-            Err(error) => match error.downcast_ref::<TokenizerError>() {
-                Some(TokenizerError::Unsupported { rule, .. }) => format!("not used by these architectures: {rule}"),
-                _ => {
+            Err(error) => {
+                if let Some(TokenizerError::Unsupported { rule, .. }) = error.downcast_ref::<TokenizerError>() {
+                    format!("not used by these architectures: {rule}")
+                } else {
                     failed = true;
                     format!("FAIL {error}")
                 }
-            },
+            }
         };
         println!("{name:<28} {verdict}");
     }

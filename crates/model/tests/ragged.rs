@@ -145,7 +145,7 @@ fn a_sequence_has_the_same_bits_alone_and_among_32_others() {
                 others.push(fork);
             }
             // Each neighbour takes part now and then, before or behind.
-            let part = |i: &usize| (i * 5 + t) % 3 > 0;
+            let part = |i: &usize| !(i * 5 + t).is_multiple_of(3);
             let mut step: Vec<_> = (0..others.len())
                 .filter(part)
                 .map(|i| (others[i], ids(1, i + t)[0]))

@@ -12,6 +12,7 @@ use ounce_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -104,20 +105,24 @@ impl Exporter {
             env!("CARGO_PKG_VERSION")
         );
         if let (Some(base), Some(init)) = (&self.base, &self.recipe.init) {
-            card += &format!("Trained on from `{init}`");
+            let _ = write!(card, "Trained on from `{init}`");
             if let Some(spec) = &self.recipe.attention {
-                card += &format!(", with its attention replaced by `{spec}`");
+                let _ = write!(card, ", with its attention replaced by `{spec}`");
             }
             card += ".";
             if base.join("README.md").is_file() {
-                card += &format!(" Its own card is in `{BASE_CARD}`; its licence holds for this model, too.");
+                let _ = write!(
+                    card,
+                    " Its own card is in `{BASE_CARD}`; its licence holds for this model, too."
+                );
             }
             card += "\n\n";
         }
         if let Some(method) = &model.config.attention {
-            card += &format!("Attention: {} ({}).\n\n", method.key(), method.describe());
+            let _ = write!(card, "Attention: {} ({}).\n\n", method.key(), method.describe());
         }
-        card += &format!(
+        let _ = write!(
+            card,
             "```\n{}\n```\n\nThe recipe is in `recipe.toml`, every step in `metrics.jsonl`.\n",
             self.command_line
         );

@@ -22,7 +22,7 @@ pub(super) fn run(args: &Chat, global: &Global) -> Outcome {
     let eos = ends_of_turn(&tokenizer, &model, &template)?;
     let settings = settings(&args.sampling, &model, eos, &of_model, ANSWER);
     let mut chat = Talk {
-        talk: Conversation::new(&model, settings.options.compute),
+        conversation: Conversation::new(&model, settings.options.compute),
         messages: first(args),
         model: &model,
         tokenizer,
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Chat, global: &Global) -> Outcome {
     let mut lines = io::stdin().lock().lines();
     loop {
         if mark {
-            output::aside("> ")?;
+            output::aside("> ");
         }
         let Some(line) = lines.next() else { return Ok(()) };
         let line = line.map_err(|e| Failure::user(format!("stdin: {e}"), "what is said is UTF-8 text"))?;
@@ -55,7 +55,7 @@ fn first(args: &Chat) -> Vec<Message> {
 }
 
 struct Talk<'m> {
-    talk: Conversation<'m>,
+    conversation: Conversation<'m>,
     messages: Vec<Message>,
     model: &'m Model,
     tokenizer: Tokenizer,
@@ -70,7 +70,7 @@ impl Talk<'_> {
         let prompt = self.template.encode(&self.tokenizer, &self.messages)?;
         warn_of_length(self.model, prompt.len(), &self.settings);
         let decoder = StreamDecoder::new(&self.tokenizer, true);
-        let made = answer(&mut self.talk, decoder, &prompt, &self.settings, |piece| {
+        let made = answer(&mut self.conversation, decoder, &prompt, &self.settings, |piece| {
             if global.json { Ok(()) } else { output::piece(piece) }
         })?;
         made.explain_silence(&self.tokenizer, "--ignore-eos goes on");

@@ -53,7 +53,10 @@ pub(super) fn run(args: &Generate, global: &Global) -> Outcome {
     let to_stdout = args.echo || io::stdout().is_terminal();
     let mut open_with = || match opening.take() {
         Some(text) if to_stdout => output::piece(&text),
-        Some(text) => output::aside(&text),
+        Some(text) => {
+            output::aside(&text);
+            Ok(())
+        }
         None => Ok(()),
     };
     // An answer is a text of its own; otherwise the prompt's goes on.

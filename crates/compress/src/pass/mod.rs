@@ -234,7 +234,7 @@ fn inputs(checkpoint: &Checkpoint, side_files: &SideFiles) -> Result<Inputs, Com
     let folder = checkpoint.path();
     let given = [CONFIG, INDEX, TORCH_INDEX].map(|name| folder.join(name));
     let given = given.iter().filter(|path| path.exists()).map(PathBuf::as_path);
-    let weights = checkpoint.shards().iter().map(|shard| shard.path());
+    let weights = checkpoint.shards().iter().map(ounce_formats::SafetensorsFile::path);
     let files = given.chain(weights).chain(side_files.paths()).map(|path| {
         let name = path.strip_prefix(folder).unwrap_or(path);
         (name.to_string_lossy().into_owned(), path.to_owned())

@@ -79,12 +79,12 @@ struct Entry {
 
 /// Reads and checks the list of `count` tensors.
 pub(super) fn read(cursor: &mut Cursor<'_, '_>, count: u64, metadata: &Metadata) -> Result<Header> {
+    const KEY: &str = "general.alignment";
     let path = cursor.path;
     if count > MOST_TENSORS {
         let rule = format!("says that it has {count} tensors; at most {MOST_TENSORS} are read");
         return Err(FormatError::place(path, rule, DAMAGED));
     }
-    const KEY: &str = "general.alignment";
     let alignment = metadata.unsigned(KEY)?.unwrap_or(ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > 1 << 30 {
         let rule = format!("is {alignment}, where a power of two is needed");

@@ -77,6 +77,7 @@ pub struct Output<'a> {
 
 /// What there is to do for an output folder.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Begun {
     /// It is to be filled.
     Work(OutputFolder),

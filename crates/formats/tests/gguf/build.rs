@@ -74,7 +74,9 @@ impl Build {
         for (i, (name, dimensions, kind, bytes)) in self.tensors.iter().enumerate() {
             out.extend(text(name));
             out.extend((dimensions.len() as u32).to_le_bytes());
-            dimensions.iter().for_each(|d| out.extend(d.to_le_bytes()));
+            for d in dimensions {
+                out.extend(d.to_le_bytes());
+            }
             out.extend(kind.to_le_bytes());
             out.extend(offset(i, at).to_le_bytes());
             at = (at + bytes.len() as u64).next_multiple_of(self.alignment as u64);

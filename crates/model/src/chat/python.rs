@@ -58,6 +58,7 @@ fn strftime_now(format: &str) -> Result<String> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "filters take their arguments so")]
 /// `json.dumps` with the reference's defaults: nothing is escaped for HTML, and blanks follow commas and colons.
 fn tojson(state: &State<'_, '_>, value: &Value, args: Kwargs) -> Result<String> {
     let indent: Option<usize> = args.get("indent")?;

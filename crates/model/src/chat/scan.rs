@@ -123,8 +123,8 @@ fn tags(source: &str) -> Result<Vec<Tag<'_>>, String> {
                 at = open + 2 + end + 2;
                 continue;
             }
-            Some(b'%') => (true, b"%}"),
-            Some(b'{') => (false, b"}}"),
+            Some(b'%') => (true, *b"%}"),
+            Some(b'{') => (false, *b"}}"),
             _ => {
                 at = open + 1;
                 continue;
@@ -145,7 +145,7 @@ fn tags(source: &str) -> Result<Vec<Tag<'_>>, String> {
 type Words<'a> = Vec<(usize, Word<'a>)>;
 
 /// The words from `at` to the end of the tag, and where it ends.
-fn words<'a>(source: &'a str, mut at: usize, close: &[u8; 2]) -> Result<(Words<'a>, usize), String> {
+fn words(source: &str, mut at: usize, close: [u8; 2]) -> Result<(Words<'_>, usize), String> {
     let bytes = source.as_bytes();
     let mut words = Vec::new();
     let mut depth = 0_usize;
@@ -155,7 +155,7 @@ fn words<'a>(source: &'a str, mut at: usize, close: &[u8; 2]) -> Result<(Words<'
     }
     while let Some(&byte) = bytes.get(at) {
         if depth == 0
-            && (bytes[at..].starts_with(close) || matches!(byte, b'-' | b'+') && bytes[at + 1..].starts_with(close))
+            && (bytes[at..].starts_with(&close) || matches!(byte, b'-' | b'+') && bytes[at + 1..].starts_with(&close))
         {
             return Ok((words, at + 2 + usize::from(byte != close[0])));
         }

@@ -180,7 +180,7 @@ pub(super) fn judge(keys: &Keys<'_>, family: &Known, merged: bool, problems: &mu
         match REFUSED.iter().find(|r| r.key == name) {
             Some(refused) if (refused.off)(value) => {}
             Some(refused) => problems.add(keys.file, name, refused.why, refused.hint),
-            None if family.stock && !(Known::belongs_to_a_method(name) && !IDS.contains(&name)) => {
+            None if family.stock && (IDS.contains(&name) || !Known::belongs_to_a_method(name)) => {
                 ignored.push(key.clone());
             }
             None => unknown.push(name),

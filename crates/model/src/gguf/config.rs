@@ -69,9 +69,8 @@ impl Keys<'_> {
 /// The configuration of the file.
 pub(super) fn read(file: &Gguf) -> Result<Value> {
     let known = FAMILIES.map(|(name, _)| name).join(", ");
-    let architecture = match file.metadata().text(ARCHITECTURE)? {
-        Some(name) => name,
-        None => return bad_key(file, ARCHITECTURE, "is missing", "is this file a language model?"),
+    let Some(architecture) = file.metadata().text(ARCHITECTURE)? else {
+        return bad_key(file, ARCHITECTURE, "is missing", "is this file a language model?");
     };
     let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == architecture) else {
         let rule = format!("\"{architecture}\" is not supported");

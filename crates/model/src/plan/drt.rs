@@ -163,7 +163,7 @@ impl DrtPlan {
     }
 
     /// Real tokens `[B·T,D]` and the landmarks between them: `[B·positions, D]`.
-    fn insert(&self, x: &Tensor, span: Span, b: usize, ctx: &Ctx<'_>) -> Result<Tensor> {
+    fn insert(x: &Tensor, span: Span, b: usize, ctx: &Ctx<'_>) -> Result<Tensor> {
         if span.finished() == 0 {
             return Ok(x.clone());
         }
@@ -185,7 +185,7 @@ impl DrtPlan {
     }
 
     /// The real tokens `[B·T,D]` among `x [B·positions, D]`.
-    fn real(&self, x: &Tensor, span: Span, b: usize) -> Result<Tensor> {
+    fn real(x: &Tensor, span: Span, b: usize) -> Result<Tensor> {
         if span.finished() == 0 {
             return Ok(x.clone());
         }
@@ -347,11 +347,11 @@ impl DrtPlan {
             past,
             len,
         };
-        let x = self.insert(x, span, batch, ctx)?;
+        let x = Self::insert(x, span, batch, ctx)?;
         let in_window = state(ctx)?.map_or(0, |state| state.in_window());
         let view = View::new(batch, in_window, span.total());
         let (x, span) = view.during(ctx, |ctx| self.run(x, span, batch, ctx))?;
-        let x = self.real(&x, span, batch)?;
+        let x = Self::real(&x, span, batch)?;
         last_positions(&x, ctx.wanted.unwrap_or(span.len).min(span.len), batch)
     }
 }

@@ -31,13 +31,13 @@ pub(super) fn vocabulary<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Resul
 }
 
 /// A byte-level BPE; `pre` are the steps before the bytes are written in GPT-2's table.
-pub(super) fn byte_level(vocab: Map<String, Value>, merges: &[(&str, &str)], whole_words: bool) -> Value {
+pub(super) fn byte_level(vocab: Map<String, Value>, merges: &[(&str, &str)], keeps_whole: bool) -> Value {
     let merges: Vec<Value> = merges.iter().map(|(a, b)| json!([a, b])).collect();
     let mut value = frame();
     value["decoder"] = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     value["model"] = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": keeps_whole,
         "merges": merges
     });
     value["model"]["vocab"] = Value::Object(vocab);

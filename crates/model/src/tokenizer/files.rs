@@ -139,7 +139,7 @@ fn templates(dir: &Path) -> Result<Vec<(String, String)>> {
         let mut more: Vec<String> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name.ends_with(".jinja"))
+            .filter(|name| Path::new(name).extension().is_some_and(|e| e == "jinja"))
             .map(|name| format!("additional_chat_templates/{name}"))
             .collect();
         more.sort();

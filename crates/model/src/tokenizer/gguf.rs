@@ -65,7 +65,7 @@ pub(super) fn read(meta: &Metadata) -> Result<Option<Tokenizer>> {
             let merges: Option<Vec<(&str, &str)>> = merges.iter().map(|merge| pair(merge)).collect();
             let merges = merges.ok_or_else(|| wrong("merges", "has an entry that is no pair"))?;
             let vocab = build::vocabulary(tokens.iter().copied()).map_err(|rule| wrong("tokens", &rule))?;
-            let mut json = build::byte_level(vocab, &merges, words.whole_words);
+            let mut json = build::byte_level(vocab, &merges, words.keeps_whole);
             json["pre_tokenizer"] = build::cutting(words.cuts);
             if words.composes {
                 json["normalizer"] = json!({"type": "NFC"});

@@ -2,6 +2,11 @@
 //!
 //! Owns the table from name to regular expressions, applied one after the other, each isolating what it matches in the
 //! pieces that the one before left. It must not know where the name was read.
+#![expect(
+    clippy::needless_raw_string_hashes,
+    clippy::unicode_not_nfc,
+    reason = "expressions as they are published"
+)]
 
 /// One way of cutting.
 #[derive(Clone, Copy, Debug)]
@@ -9,7 +14,7 @@ pub(super) struct Words {
     /// Regular expressions.
     pub(super) cuts: &'static [&'static str],
     /// A word that is a token stays whole, whatever the merges say.
-    pub(super) whole_words: bool,
+    pub(super) keeps_whole: bool,
     /// A text begins with BOS unless the file says otherwise.
     pub(super) bos: bool,
     /// Characters are composed first (NFC), as these tokenizers do.
@@ -70,7 +75,7 @@ const DEEPSEEK_V3: &[&str] = &[
 pub(super) fn words(name: &str) -> Option<Words> {
     let plain = |cuts| Words {
         cuts,
-        whole_words: false,
+        keeps_whole: false,
         bos: false,
         composes: false,
     };
@@ -85,7 +90,7 @@ pub(super) fn words(name: &str) -> Option<Words> {
             plain(DIGITS_THEN_GPT2)
         }
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" | "midm-2.0" => Words {
-            whole_words: true,
+            keeps_whole: true,
             bos: true,
             ..plain(LLAMA3)
         },
@@ -100,7 +105,7 @@ pub(super) fn words(name: &str) -> Option<Words> {
         },
         "deepseek-r1-qwen" | "stablelm2" => plain(QWEN2),
         "tekken" => Words {
-            whole_words: true,
+            keeps_whole: true,
             bos: true,
             ..plain(TEKKEN)
         },

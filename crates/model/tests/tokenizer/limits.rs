@@ -14,21 +14,21 @@ fn refusal(change: impl FnOnce(&mut Value)) -> String {
     }
 }
 
-fn replace(pattern: Value, content: &str) -> Value {
+fn replace(pattern: &Value, content: &str) -> Value {
     json!({"type": "Replace", "pattern": pattern, "content": content})
 }
 
 #[test]
 fn a_text_cannot_be_multiplied() {
     let long = "x".repeat(5000);
-    let doubling = vec![replace(json!({"String": "a"}), "aa"); 40];
+    let doubling = vec![replace(&json!({"String": "a"}), "aa"); 40];
     for (change, part) in [
         (
-            json!({"normalizer": replace(json!({"String": "a"}), &long)}),
+            json!({"normalizer": replace(&json!({"String": "a"}), &long)}),
             "`normalizer`",
         ),
         (
-            json!({"normalizer": replace(json!({"Regex": "x*"}), &long)}),
+            json!({"normalizer": replace(&json!({"Regex": "x*"}), &long)}),
             "`normalizer`",
         ),
         (
@@ -59,8 +59,8 @@ fn a_text_cannot_be_multiplied() {
     // What real files do is far below the bound.
     assert_eq!(refusal(|_| ()), "accepted");
     let real = [
-        replace(json!({"Regex": " {2,}"}), "▁"),
-        replace(json!({"String": "``"}), "\""),
+        replace(&json!({"Regex": " {2,}"}), "▁"),
+        replace(&json!({"String": "``"}), "\""),
         json!({"type": "NFKD"}),
     ];
     assert_eq!(
@@ -72,7 +72,7 @@ fn a_text_cannot_be_multiplied() {
 #[test]
 fn between_the_bounds_long_texts_are_refused() {
     let mut value = pieces();
-    value["normalizer"] = replace(json!({"String": "a"}), &"b".repeat(1000));
+    value["normalizer"] = replace(&json!({"String": "a"}), &"b".repeat(1000));
     let tokenizer = Tokenizer::from_bytes(value.to_string().as_bytes()).unwrap();
     assert_eq!(tokenizer.encode("ca", false).unwrap().len(), 1001);
     let error = tokenizer.encode(&"a".repeat(1 << 20), false).unwrap_err().to_string();

@@ -104,13 +104,16 @@ fn gguf(path: &Path, keys: &[(&str, Value)]) {
             Value::Array(list) if list[0].is_string() => {
                 out.extend([9u32, 8].map(u32::to_le_bytes).concat());
                 out.extend((list.len() as u64).to_le_bytes());
-                list.iter().for_each(|s| text(&mut out, s.as_str().unwrap()));
+                for s in list {
+                    text(&mut out, s.as_str().unwrap());
+                }
             }
             Value::Array(list) => {
                 out.extend([9u32, 6].map(u32::to_le_bytes).concat());
                 out.extend((list.len() as u64).to_le_bytes());
-                list.iter()
-                    .for_each(|x| out.extend((x.as_f64().unwrap() as f32).to_le_bytes()));
+                for x in list {
+                    out.extend((x.as_f64().unwrap() as f32).to_le_bytes());
+                }
             }
             number => {
                 out.extend(4u32.to_le_bytes());

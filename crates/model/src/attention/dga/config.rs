@@ -325,7 +325,7 @@ impl Method for DgaConfig {
             },
             Cost {
                 what: format!("keys per query, mean over a text of {context} tokens"),
-                full: (s + 1.0) / 2.0,
+                full: f64::midpoint(s, 1.0),
                 method: seen / s.max(1.0),
                 formula: "the same, at every token",
             },

@@ -236,7 +236,7 @@ pub fn attention(
             return Ok(out);
         }
         let heads = heads_with::<f32>(q, k, v, shape, spans, dga, &[])?;
-        return recorded(q, k, v, out, heads, shape, spans, dga);
+        return Ok(recorded(q, k, v, out, heads, shape, spans, dga));
     }
     attention_with(q, k, v, shape, spans, dga, &[])
 }
@@ -254,7 +254,7 @@ pub(super) fn attention_with(
     if q.dtype() == DType::F64 {
         let heads = heads_with::<f64>(q, k, v, shape, spans, dga, layouts)?;
         let out = Tensor::new(outputs(&heads, shape, spans), q.shape())?;
-        return recorded(q, k, v, out, heads, shape, spans, dga);
+        return Ok(recorded(q, k, v, out, heads, shape, spans, dga));
     }
     let heads = heads_with::<f32>(q, k, v, shape, spans, dga, layouts)?;
     let out = if dga.selection == Selection::Global {
@@ -262,7 +262,8 @@ pub(super) fn attention_with(
     } else {
         outputs(&heads, shape, spans)
     };
-    recorded(q, k, v, Tensor::new(out, q.shape())?, heads, shape, spans, dga)
+    let out = Tensor::new(out, q.shape())?;
+    Ok(recorded(q, k, v, out, heads, shape, spans, dga))
 }
 
 /// All rows and key heads `[B·Hk]`: their layouts and aggregated pairs.
@@ -354,9 +355,9 @@ fn recorded<T: Float + Element>(
     shape: &Shape,
     spans: &[RowSpan],
     dga: &DgaConfig,
-) -> Result<Tensor> {
+) -> Tensor {
     let (shape, spans, dga): (Shape, Arc<[RowSpan]>, DgaConfig) = (*shape, spans.into(), dga.clone());
-    Ok(out.recorded(&[q, k, v], move |dy, _| {
+    out.recorded(&[q, k, v], move |dy, _| {
         let dout = dy.values::<T>().ok_or_else(|| dtype(&dy))?;
         let (hd, rep, hk) = (shape.head_dim, shape.rep(), shape.kv_heads);
         let rows = |n: usize| shape.real(&spans, n / hk);
@@ -387,7 +388,7 @@ fn recorded<T: Float + Element>(
             Some(Tensor::new(dk, &kv_dims)?),
             Some(Tensor::new(dv, &kv_dims)?),
         ])
-    }))
+    })
 }
 
 fn values<T: Element>(t: &Tensor) -> Result<&[T]> {
