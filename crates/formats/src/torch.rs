@@ -2,8 +2,8 @@
 //!
 //! Two forms are read. Since PyTorch 1.6 such a file is a zip archive of uncompressed members: `data.pkl` says which
 //! tensors there are, `data/KEY` holds the bytes of each storage. Before, it was a row of pickles with the storages behind
-//! them ([`legacy`]). In both a contiguous tensor is a range of the file, as in safetensors, and everything above reads
-//! them in the same way; one that steps over its storage is gathered into memory once ([`place`]).
+//! them (`legacy`). In both a contiguous tensor is a range of the file, as in safetensors, and everything above reads
+//! them in the same way; one that steps over its storage is gathered into memory once (`place`).
 //!
 //! The pickle is a program in general. Here it is read by a machine that knows the few instructions
 //! which dictionaries of tensors need and no others; a *global* is compared with a short list of names and never looked
